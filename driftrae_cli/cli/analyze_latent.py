@@ -1,0 +1,43 @@
+"""`driftrae analyze-latent`."""
+
+from typing import Annotated
+
+import typer
+
+from driftrae_cli.cli.options import Data, Device, Json
+from driftrae_cli.cli.output import print_result
+from driftrae_cli.cli.progress import reporter
+
+
+def analyze_latent(
+    space: Annotated[
+        str, typer.Argument(metavar="[RAE]", help="Autoencoder: a file or built-in model.")
+    ] = "shapes-rae",
+    data: Data = "shapes",
+    classes: Annotated[
+        int | None, typer.Option(min=1, help="How many classes.  [default: all]")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=2, help="Pictures of each class.")] = 500,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Measure the geometry of a latent space: how isotropic, how crowded.
+
+    \b
+    Examples:
+      driftrae analyze-latent
+      driftrae analyze-latent shapes-rae --classes 3 --samples 200
+      driftrae analyze-latent runs/shapes-pretrain/rae.safetensors --json
+    """
+    from driftrae_cli.engine.analyze import analyze
+
+    with reporter() as progress:
+        result = analyze(
+            space,
+            data=data,
+            classes=classes,
+            samples=samples,
+            reporter=progress,
+            device=device,
+        )
+    print_result(result, as_json=json)

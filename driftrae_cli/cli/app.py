@@ -1,0 +1,115 @@
+"""Assembly of the command line, and the one table from exception to message."""
+
+import errno
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+import driftrae_cli
+from driftrae_cli.cli.analyze_latent import analyze_latent
+from driftrae_cli.cli.distill import distill
+from driftrae_cli.cli.eval_fid import eval_fid
+from driftrae_cli.cli.pretrain import pretrain
+from driftrae_cli.cli.sample import sample
+from driftrae_cli.errors import DriftraeError, OutputError
+
+_INTERRUPTED = 130  # what shells expect after Ctrl-C
+_RESUMABLE = (distill, pretrain)
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # errors of ours get one message, defects a plain traceback
+    rich_markup_mode=None,  # quicker, and usage errors stay greppable
+)
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]
+
+
+def explain(error: BaseException, resumable: bool) -> tuple[str, int] | None:
+    """Message and exit code of an error that is not a defect of ours; None for defects."""
+    match error:
+        case KeyboardInterrupt():
+            hint = "; run the same command again to resume" if resumable else ""
+            return f"interrupted{hint}", _INTERRUPTED
+        case DriftraeError():
+            return f"error: {error}", error.exit_code
+        case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            place = f"{error.filename}: " if error.filename else ""
+            return f"error: {place}{error.strerror}", OutputError.exit_code
+        # By name, because importing torch to ask for its class takes seconds.
+        case MemoryError() | Exception() if isinstance(
+            error, MemoryError
+        ) or type(error).__name__ == "OutOfMemoryError":
+            return f"error: {_out_of_memory(error)}", 1
+    return None
+
+
+def _out_of_memory(error: BaseException) -> str:
+    first_line = str(error).partition("\n")[0] or "out of memory"
+    return (
+        f"{first_line}\nAsk for less at once: fewer classes or samples per step "
+        "(--set step.classes=…), a smaller batch, or --device cpu."
+    )
+
+
+@app.callback()
+def driftrae(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Debug = False,
+) -> None:
+    """One-step image generators from RAE flow models, by drifting.
+
+    \b
+    Examples:
+      driftrae sample shapes-student          pictures from the built-in student
+      driftrae distill shapes                 make a student yourself
+      driftrae eval-fid shapes-teacher runs/shapes
+    """
+    context.obj = debug
+    if version:
+        typer.echo(f"driftrae {driftrae_cli.__version__}")
+        raise typer.Exit
+
+
+def _translated(command: Callable[..., None]) -> Callable[..., None]:
+    """`command` with `--debug`, and with errors turned into a message and an exit code."""
+
+    @functools.wraps(command)
+    def run(context: typer.Context, debug: bool, **arguments: Any) -> None:
+        try:
+            command(**arguments)
+        except (Exception, KeyboardInterrupt) as error:
+            explained = explain(error, command in _RESUMABLE)
+            if explained is None or debug or context.obj:
+                raise
+            message, code = explained
+            typer.secho(message, err=True)
+            raise typer.Exit(code) from error
+
+    # Typer reads the signature: the command's own, the context, and --debug.
+    own = inspect.signature(command)
+    keyword_only = inspect.Parameter.KEYWORD_ONLY
+    extra = {"context": (typer.Context, inspect.Parameter.empty), "debug": (Debug, False)}
+    run.__signature__ = own.replace(  # type: ignore[attr-defined]
+        parameters=[
+            *(p.replace(kind=keyword_only) for p in own.parameters.values()),
+            *(
+                inspect.Parameter(name, keyword_only, annotation=annotation, default=default)
+                for name, (annotation, default) in extra.items()
+            ),
+        ]
+    )
+    run.__annotations__ = {
+        **command.__annotations__,
+        **{name: annotation for name, (annotation, _) in extra.items()},
+    }
+    return run
+
+
+for _command in (distill, sample, eval_fid, analyze_latent, pretrain):
+    app.command(no_args_is_help=False)(_translated(_command))

@@ -1,0 +1,59 @@
+"""`driftrae distill`."""
+
+from pathlib import Path
+
+import typer
+
+from driftrae_cli.cli.options import Device, DryRun, Json, Recipe, RunDir, Set
+from driftrae_cli.cli.output import print_json, print_result
+from driftrae_cli.cli.progress import reporter
+from driftrae_cli.config.load import dump, load, recipe_name
+from driftrae_cli.config.schema import DistillConfig
+
+
+def distill(
+    recipe: Recipe,
+    out: RunDir = None,
+    set_: Set = None,
+    dry_run: DryRun = False,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Turn a flow teacher into a one-step student by drifting.
+
+    Stop it with Ctrl-C at any time; the same command goes on where it stopped.
+
+    \b
+    Examples:
+      driftrae distill shapes
+      driftrae distill shapes --set optim.steps=100 --out runs/quick
+      driftrae distill my-recipe.yaml --dry-run
+    """
+    config = load(recipe, set_ or [], DistillConfig)
+    folder = out or Path("runs", recipe_name(recipe))
+    if dry_run:
+        if json:
+            print_json(config)
+        else:
+            typer.echo(dump(config, comments=True), nl=False)
+            typer.echo(_plan(config, folder), err=True)
+        return
+
+    from driftrae_cli.engine.distill import distill as run
+
+    with reporter() as progress:
+        result = run(config, folder, reporter=progress, device=device)
+    print_result(result, as_json=json)
+
+
+def _plan(config: DistillConfig, folder: Path) -> str:
+    step = config.step
+    generated = step.classes * (step.grad_negatives + step.detached_negatives)
+    return (
+        f"\nPlan: load {config.teacher} and {config.rae}; encode {config.data.per_class} pictures "
+        f"of each class of {config.data.source};\n"
+        f"make {config.optim.steps} updates, each with {generated} generated latents "
+        f"({step.classes * step.grad_negatives} with gradient) "
+        f"and {step.classes * step.positives} real ones;\n"
+        f"write the student, pictures, metrics and checkpoints to {folder}."
+    )

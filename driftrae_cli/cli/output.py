@@ -1,0 +1,91 @@
+"""Results on stdout, as text or JSON; everything else on stderr."""
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+_WIDTH_OF_A_FILE = 200  # columns to use where there is no terminal to fit into
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that does not wrap what goes into a file or pipe."""
+    plain = Console(stderr=stderr, highlight=False, soft_wrap=True)
+    if plain.is_terminal:
+        return plain
+    return Console(stderr=stderr, highlight=False, soft_wrap=True, width=_WIDTH_OF_A_FILE)
+
+
+def print_result(result: Any, *, as_json: bool) -> None:
+    """Show a result: a frozen dataclass of numbers, texts and tuples of dataclasses."""
+    if as_json:
+        print_json(result)
+    else:
+        print_text(result)
+
+
+def print_json(result: Any) -> None:
+    """One JSON object, with null for numbers that JSON cannot write."""
+    typer.echo(json.dumps(_jsonable(dataclasses.asdict(result)), indent=2, allow_nan=False))
+
+
+def print_text(result: Any) -> None:
+    """A line per field; tuples of dataclasses as tables below."""
+    out = console()
+    values = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
+    tables = {name: rows for name, rows in values.items() if _is_table(rows)}
+    lines = {name: value for name, value in values.items() if name not in tables}
+    width = max(map(len, lines), default=0)
+    for name, value in lines.items():
+        out.print(f"{_heading(name):<{width}}  {_cell(value)}", markup=False)
+    for rows in tables.values():
+        out.print(_table(rows))
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, tuple) and bool(value) and dataclasses.is_dataclass(value[0])
+
+
+def _table(rows: tuple[Any, ...]) -> Table:
+    names = [field.name for field in dataclasses.fields(rows[0])]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in names:
+        numeric = all(_is_number(getattr(row, name)) for row in rows)
+        table.add_column(_heading(name), justify="right" if numeric else "left")
+    for row in rows:
+        table.add_row(*(_cell(getattr(row, name)) for name in names))
+    return table
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _heading(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, tuple):
+        return ", ".join(map(_cell, value))
+    return str(value)
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _jsonable(below) for key, below in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(below) for below in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

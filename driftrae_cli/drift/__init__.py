@@ -1,0 +1,1 @@
+"""The drifting field and the objective made of it. Pure functions on tensors."""

@@ -1,0 +1,95 @@
+"""Statistics of a latent space that tell whether drifting suits it.
+
+Legend: N samples of one class, C tokens, D channels.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from driftrae_cli.data.images import load_images
+from driftrae_cli.engine.latents import LatentSet, encode_all
+from driftrae_cli.engine.report import Reporter
+from driftrae_cli.engine.runtime import pick_device
+from driftrae_cli.engine.sample import load_rae
+from driftrae_cli.errors import ConfigError
+from driftrae_cli.geometry.dispersion import nn_distance
+from driftrae_cli.geometry.isotropy import isotropy
+
+_ANALYSIS_SEED = 1_000_033  # pictures that no training run has seen
+
+
+@dataclass(frozen=True)
+class LatentAnalysis:
+    """Geometry of a latent space ([D-RAE] App. B.1), averaged over classes.
+
+    Attributes:
+        space: reference of the autoencoder.
+        data: data set that was encoded.
+        classes: how many classes were measured.
+        samples: pictures per class.
+        tokens: C.
+        channels: D.
+        participation_ratio: per class and token, in [1/D, 1]; larger is more isotropic.
+        spectral_entropy: likewise.
+        nn_distance_token: nearest-neighbour distance within the class of one token, divided
+            by sqrt(D), averaged over tokens.
+        nn_distance_latent: the same for whole latents, divided by sqrt(C * D).
+    """
+
+    space: str
+    data: str
+    classes: int
+    samples: int
+    tokens: int
+    channels: int
+    participation_ratio: float
+    spectral_entropy: float
+    nn_distance_token: float
+    nn_distance_latent: float
+
+
+def analyze(
+    space: str,
+    *,
+    data: str,
+    classes: int | None,
+    samples: int,
+    reporter: Reporter,
+    device: str = "auto",
+) -> LatentAnalysis:
+    """Encode `samples` pictures of each of the first `classes` classes and measure them.
+
+    Raises:
+        ConfigError: more classes than the data set has.
+        NumericsError: too few samples.
+    """
+    where = pick_device(device)
+    rae = load_rae(space, where)
+    images = load_images(data, samples, rae.config.image_size, _ANALYSIS_SEED)
+    latents = encode_all(rae, images, where, reporter)
+    total = len(latents.class_names)
+    count = total if classes is None else classes
+    if not 1 <= count <= total:
+        raise ConfigError(f"--classes {count}: the data set has {total} classes")
+    per_class = [_measure(_class_tokens(latents, label)) for label in range(count)]
+    pr, se, nn_token, nn_latent = torch.tensor(per_class, dtype=torch.float64).mean(0).tolist()
+    D, H, W = rae.latent_shape
+    return LatentAnalysis(space, data, count, samples, H * W, D, pr, se, nn_token, nn_latent)
+
+
+def _class_tokens(latents: LatentSet, label: int) -> Tensor:
+    """Latents of one class as tokens, [N, C, D]."""
+    return latents.latents[latents.labels == label].flatten(2).transpose(1, 2)
+
+
+def _measure(tokens_NCD: Tensor) -> tuple[float, float, float, float]:
+    spread = isotropy(tokens_NCD)
+    per_token = [nn_distance(token_ND) for token_ND in tokens_NCD.unbind(1)]
+    return (
+        spread.participation_ratio,
+        spread.spectral_entropy,
+        sum(per_token) / len(per_token),
+        nn_distance(tokens_NCD.flatten(1)),
+    )

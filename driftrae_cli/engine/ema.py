@@ -1,0 +1,30 @@
+"""Exponential moving average of weights with a warm-up of the decay."""
+
+import copy
+
+import torch
+from torch import nn
+
+
+def decay_at(step: int, decay: float, start: float, warmup: int) -> float:
+    """Decay after `step` updates: `min(decay, start * (decay / start)^(step / warmup))`.
+
+    Source: [D-RAE] Table 8, arXiv 2606.15553 (decay 0.9995, start 0.5, warmup 1000).
+    """
+    if warmup == 0:
+        return decay
+    return min(decay, start * (decay / start) ** (step / warmup))
+
+
+class WeightAverage:
+    """Float32 running average of a network's parameters; `model` holds the averaged copy."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+        self._average = list(self.model.parameters())
+        self._source = list(model.parameters())
+
+    @torch.no_grad()
+    def update(self, decay: float) -> None:
+        """average <- decay * average + (1 - decay) * weights."""
+        torch._foreach_lerp_(self._average, self._source, 1 - decay)

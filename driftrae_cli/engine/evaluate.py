@@ -1,0 +1,190 @@
+"""How good generated pictures are: Fréchet distance and class accuracy by the scoring network.
+
+Legend: B batch, F features of the scoring network, K classes.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from driftrae_cli.data.images import LabeledImages, load_images, to_uint8, to_unit
+from driftrae_cli.engine.report import Reporter
+from driftrae_cli.engine.runtime import pick_device
+from driftrae_cli.engine.sample import (
+    LatentGenerator,
+    check_steps,
+    generate_pictures,
+    load_flow,
+    load_rae,
+)
+from driftrae_cli.errors import WeightsError
+from driftrae_cli.fidelity.frechet import GaussianStats, frechet_distance
+from driftrae_cli.hub import resolve
+from driftrae_cli.models.feature_net import FeatureNet
+from driftrae_cli.models.rae import RAE
+from driftrae_cli.models.weights import load_model
+
+REFERENCE_SEED = 1_000_003  # pictures that no training run has seen
+_BATCH = 250
+
+
+def load_scorer(reference: str, device: torch.device) -> FeatureNet:
+    """Load a scoring network.
+
+    Raises:
+        WeightsError: missing, damaged, or another kind of model.
+    """
+    loaded = load_model(resolve(reference).path)
+    if not isinstance(loaded.model, FeatureNet):
+        raise WeightsError(f"{reference}: holds a {loaded.kind}, not a scoring network")
+    return loaded.model.to(device).eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Score:
+    """How a set of pictures scores.
+
+    Attributes:
+        name: what was scored.
+        frechet_distance: to unseen real pictures, in the scoring network's features.
+        class_accuracy: share of pictures that the scoring network gives the class they were
+            made for.
+        pictures: how many were scored.
+        steps: solver grid points that made them; None for real pictures.
+    """
+
+    name: str
+    frechet_distance: float
+    class_accuracy: float
+    pictures: int
+    steps: int | None
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A scoring network with the statistics of real pictures.
+
+    Attributes:
+        net: the scoring network.
+        reference: Gaussian of its features on real pictures.
+        device: where it runs.
+    """
+
+    net: FeatureNet
+    reference: GaussianStats
+    device: torch.device
+
+    @staticmethod
+    def on(net: FeatureNet, real: LabeledImages, device: torch.device) -> "Judge":
+        """Measure the reference once."""
+        stats, _ = _measure(net, real.images.split(_BATCH), real.labels, device)
+        return Judge(net, stats, device)
+
+    def score(
+        self, name: str, batches: Iterable[Tensor], labels: Tensor, steps: int | None
+    ) -> Score:
+        """Score pictures [b, 3, H, W] uint8 that come in batches, made for `labels` [N]."""
+        stats, accuracy = _measure(self.net, batches, labels, self.device)
+        distance = frechet_distance(stats, self.reference)
+        return Score(name, distance, accuracy, len(labels), steps)
+
+
+@torch.no_grad()
+def _measure(
+    net: FeatureNet, batches: Iterable[Tensor], labels: Tensor, device: torch.device
+) -> tuple[GaussianStats, float]:
+    stats, right, seen = GaussianStats.empty(net.config.widths[-1]), 0, 0
+    for images in batches:
+        output = net(to_unit(images).to(device))
+        stats = stats.update(output.features)
+        wanted = labels[seen : seen + len(images)].to(device)
+        right += int((output.logits.argmax(1) == wanted).sum())
+        seen += len(images)
+    return stats, right / seen
+
+
+def score_generator(
+    judge: Judge, name: str, make: LatentGenerator, rae: RAE, per_class: int,
+    seed: int, reporter: Reporter,
+) -> Score:  # fmt: skip
+    """Generate `per_class` pictures of every class and score them as they come."""
+    classes = len(make.flow.class_names)
+    labels = [label for label in range(classes) for _ in range(per_class)]
+    indices = list(range(per_class)) * classes
+    reporter.start(f"scoring {name}", len(labels))
+    batches = generate_pictures(
+        make, rae, labels, indices, seed, _BATCH, lambda done: reporter.advance(done, {})
+    )
+    score = judge.score(name, batches, torch.tensor(labels), make.steps)
+    reporter.finish()
+    return score
+
+
+def score_reconstructions(judge: Judge, rae: RAE, real: LabeledImages) -> Score:
+    """Score what the autoencoder makes of real pictures: the floor for its generators."""
+    batches = (
+        to_uint8(rae.decode(rae.encode(to_unit(part).to(judge.device)))).cpu()
+        for part in real.images.split(_BATCH)
+    )
+    return judge.score("reconstructions", batches, real.labels, None)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of several checkpoints under one protocol.
+
+    Attributes:
+        scores: one per checkpoint and number of steps.
+        data: reference data set.
+        reference_pictures: how many real pictures the statistics come from.
+        seed: of the generated samples.
+    """
+
+    scores: tuple[Score, ...]
+    data: str
+    reference_pictures: int
+    seed: int
+
+
+def evaluate(
+    targets: list[str],
+    *,
+    data: str,
+    per_class: int,
+    steps: list[int] | None,
+    seed: int,
+    scorer: str,
+    reporter: Reporter,
+    device: str = "auto",
+) -> Evaluation:
+    """Score checkpoints against unseen real pictures of `data`.
+
+    Args:
+        targets: teachers or students: files, run directories or built-in names.
+        per_class: pictures of every class, generated by each checkpoint and of the reference.
+        steps: solver grid points for teachers, each scored; students always take one.
+
+    Raises:
+        ConfigError, WeightsError, DataError: see their messages.
+    """
+    where = pick_device(device)
+    flows = [(target, load_flow(target, where)) for target in targets]
+    plan = [
+        (target, flow, check_steps(flow, n))
+        for target, flow in flows
+        for n in ((steps or [None]) if flow.role == "teacher" else [None])
+    ]
+    net = load_scorer(scorer, where)
+    autoencoders = {flow.rae: load_rae(flow.rae, where) for _, flow in flows}
+    image_size = next(iter(autoencoders.values())).config.image_size
+    real = load_images(data, per_class, image_size, REFERENCE_SEED)
+    judge = Judge.on(net, real, where)
+    scores = []
+    for target, flow, n in plan:
+        rae = autoencoders[flow.rae]
+        make = LatentGenerator(flow, rae.latent_shape, n, where)
+        name = f"{flow.role} {target}"
+        scores.append(score_generator(judge, name, make, rae, per_class, seed, reporter))
+    return Evaluation(tuple(scores), data, len(real), seed)

@@ -1,0 +1,67 @@
+"""Writing generated pictures: a grid, a folder of PNGs, or an array file.
+
+Legend: N pictures, H, W rows and columns.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from driftrae_cli.errors import OutputError
+from driftrae_cli.files import atomic_file
+
+_SMALL = 64  # pictures up to this size are enlarged in a grid so that people can see them
+_ENLARGE = 3
+
+
+def check_output(path: Path, overwrite: bool) -> None:
+    """Refuse, before anything is computed, an output that exists or cannot be.
+
+    Raises:
+        OutputError: `path` exists and `overwrite` is off, or its ending is not known.
+    """
+    if path.suffix not in ("", ".png", ".npz"):
+        raise OutputError(
+            f"--out {path}: give a .png for a grid, a .npz for arrays, or a folder for single PNGs"
+        )
+    occupied = any(path.iterdir()) if path.is_dir() else path.exists()
+    if occupied and not overwrite:
+        raise OutputError(f"--out {path}: exists already; choose another or add --overwrite")
+
+
+def save_grid(path: Path, images: Tensor, columns: int) -> None:
+    """Write pictures [N, 3, H, W] uint8, row by row, as one PNG."""
+    N, _, H, W = images.shape
+    rows = -(-N // columns)
+    canvas = np.full((rows * H, columns * W, 3), 255, dtype=np.uint8)
+    for n, image in enumerate(images.permute(0, 2, 3, 1).cpu().numpy()):
+        top, left = n // columns * H, n % columns * W
+        canvas[top : top + H, left : left + W] = image
+    picture = Image.fromarray(canvas)
+    if max(H, W) <= _SMALL:
+        size = (picture.width * _ENLARGE, picture.height * _ENLARGE)
+        picture = picture.resize(size, Image.Resampling.NEAREST)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as partial:
+        picture.save(partial, format="PNG")
+
+
+def save_folder(folder: Path, images: Tensor, names: list[str]) -> None:
+    """Write every picture of [N, 3, H, W] uint8 to `folder/<name>.png`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for image, name in zip(images.permute(0, 2, 3, 1).cpu().numpy(), names, strict=True):
+        with atomic_file(folder / f"{name}.png") as partial:
+            Image.fromarray(image).save(partial, format="PNG")
+
+
+def save_npz(path: Path, images: Tensor, labels: Tensor) -> None:
+    """Write `arr_0` [N, H, W, 3] uint8 and `arr_1` [N] labels, as the ADM evaluator reads them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as partial, partial.open("wb") as file:
+        np.savez(
+            file,
+            arr_0=images.permute(0, 2, 3, 1).contiguous().cpu().numpy(),
+            arr_1=labels.cpu().numpy(),
+        )

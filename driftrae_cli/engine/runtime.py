@@ -1,0 +1,68 @@
+"""Where and how computations run: device, precision, and random numbers with an address."""
+
+import hashlib
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+from driftrae_cli.errors import ConfigError
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one, the CPU elsewhere.
+
+    Raises:
+        ConfigError: the device is not known to torch or not present.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"--device {name}: not a device; use auto, cpu or cuda") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {name}: use auto, cpu or cuda")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"--device {name}: this machine has no CUDA device; use --device cpu")
+    return device
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether bf16 matrix products are quicker than float32 ones on `device`.
+
+    On a CPU that takes AVX512-BF16 or AMX; without them torch emulates bf16 slowly.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    capability = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capability.get("avx512_bf16") or capability.get("amx_bf16"))
+
+
+def network_precision(device: torch.device, precision: str) -> AbstractContextManager[None]:
+    """Context in which networks run: `bf16`, `float32`, or `auto` (bf16 where it is fast)."""
+    use_bf16 = precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=use_bf16)
+
+
+def generator(*address: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A random generator that depends on its address alone, e.g. `(seed, "noise", step)`.
+
+    Neighbouring addresses give unrelated streams, because the seed is a hash of the address.
+    """
+    digest = hashlib.blake2b("/".join(map(str, address)).encode(), digest_size=8).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def sample_noise(
+    seed: int, indices: list[int], labels: list[int], shape: tuple[int, ...]
+) -> Tensor:
+    """Noise of the given samples, [len(indices), *shape], float32 on the CPU.
+
+    Sample `k` depends on `(seed, k, class)` only, never on what else is in the batch.
+    """
+    noise = [
+        torch.randn(shape, generator=generator(seed, "sample", k, label))
+        for k, label in zip(indices, labels, strict=True)
+    ]
+    return torch.stack(noise)

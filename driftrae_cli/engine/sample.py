@@ -1,0 +1,261 @@
+"""From a checkpoint to pictures: the one-step student, or the teacher along its flow.
+
+Legend: B batch, D latent channels, H, W rows and columns.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from driftrae_cli.data.images import to_uint8
+from driftrae_cli.engine.pictures import check_output, save_folder, save_grid, save_npz
+from driftrae_cli.engine.report import Reporter
+from driftrae_cli.engine.runtime import pick_device, sample_noise
+from driftrae_cli.errors import ConfigError, WeightsError
+from driftrae_cli.flow.solvers import solve, time_grid
+from driftrae_cli.hub import resolve
+from driftrae_cli.models.generator import OneStepGenerator
+from driftrae_cli.models.rae import RAE
+from driftrae_cli.models.weights import load_model
+
+TEACHER_STEPS = 50
+
+
+@dataclass(frozen=True)
+class FlowCheckpoint:
+    """A DiT-DH with what is needed to sample from it.
+
+    Attributes:
+        model: the velocity network.
+        role: `teacher` (a flow) or `student` (one step).
+        rae: reference of the autoencoder whose latents it makes.
+        shift: time shift of the teacher's grid.
+        class_names: one name per class.
+        sha256: of the file.
+    """
+
+    model: nn.Module
+    role: str
+    rae: str
+    shift: float
+    class_names: tuple[str, ...]
+    sha256: str
+
+
+def flow_metadata(role: str, rae: str, shift: float, class_names: Sequence[str]) -> dict[str, str]:
+    """Header entries of a DiT-DH file that `load_flow` reads back."""
+    names = json.dumps(list(class_names))
+    return {"role": role, "rae": rae, "time_shift": repr(shift), "class_names": names}
+
+
+def load_flow(reference: str, device: torch.device) -> FlowCheckpoint:
+    """Load a teacher or student from a file, a run directory or a built-in name.
+
+    Raises:
+        WeightsError: missing, damaged, or another kind of model.
+    """
+    file = resolve(_inside_run(reference))
+    loaded = load_model(file.path)
+    meta = loaded.metadata
+    if loaded.kind != "ditdh" or "role" not in meta:
+        raise WeightsError(f"{reference}: holds a {loaded.kind}, not a teacher or student")
+    return FlowCheckpoint(
+        model=loaded.model.to(device).eval().requires_grad_(False),
+        role=meta["role"],
+        rae=meta["rae"],
+        shift=float(meta["time_shift"]),
+        class_names=tuple(json.loads(meta["class_names"])),
+        sha256=file.sha256,
+    )
+
+
+def _inside_run(reference: str) -> str:
+    """The model file of a run directory: the student, or the teacher of a pretraining run."""
+    folder = Path(reference)
+    if not folder.is_dir():
+        return reference
+    names = ("student.safetensors", "teacher.safetensors")
+    found = [folder / name for name in names if (folder / name).exists()]
+    if not found:
+        raise WeightsError(
+            f"{reference}: this folder holds neither {' nor '.join(names)}; "
+            "the run has not finished: run the same command again to resume it"
+        )
+    return str(found[0])
+
+
+def load_rae(reference: str, device: torch.device) -> RAE:
+    """Load an autoencoder of our own format.
+
+    Raises:
+        WeightsError: missing, damaged, or another kind of model.
+    """
+    loaded = load_model(resolve(reference).path)
+    if not isinstance(loaded.model, RAE):
+        raise WeightsError(f"{reference}: holds a {loaded.kind}, not an autoencoder (rae)")
+    return loaded.model.to(device).eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class LatentGenerator:
+    """Draws latents of given classes: one evaluation for `steps` 1, a flow otherwise.
+
+    Attributes:
+        flow: the checkpoint.
+        latent_shape: (D, H, W).
+        steps: 1 for `z - v(z, 1, class)`; otherwise grid points of the Euler solver.
+        device: where the network is.
+    """
+
+    flow: FlowCheckpoint
+    latent_shape: tuple[int, int, int]
+    steps: int
+    device: torch.device
+
+    @torch.no_grad()
+    def __call__(self, labels: list[int], indices: list[int], seed: int) -> Tensor:
+        """Latents [B, D, H, W]; sample `k` of a class depends on `(seed, k, class)` only."""
+        z = sample_noise(seed, indices, labels, self.latent_shape).to(self.device)
+        y_B = torch.tensor(labels, device=self.device)
+        if self.steps == 1:
+            return OneStepGenerator(self.flow.model)(z, y_B)
+        grid = time_grid(self.steps, self.flow.shift, device=self.device)
+        return solve(lambda x, t: self.flow.model(x, t, y_B), z, grid)
+
+
+def check_steps(flow: FlowCheckpoint, steps: int | None) -> int:
+    """Number of steps to use: the student's only choice is one.
+
+    Raises:
+        ConfigError: a student with several steps, or fewer than one.
+    """
+    if flow.role == "student":
+        if steps not in (None, 1):
+            raise ConfigError(f"--steps {steps}: a student makes its sample in one step")
+        return 1
+    if steps is not None and steps < 1:
+        raise ConfigError(f"--steps {steps}: give 1 or more")
+    return TEACHER_STEPS if steps is None else steps
+
+
+def choose_classes(wanted: str, names: Sequence[str]) -> list[int]:
+    """Class numbers for `all` or a comma-separated list of names or numbers.
+
+    Raises:
+        ConfigError: a class that does not exist; names the ones that do.
+    """
+    if wanted == "all":
+        return list(range(len(names)))
+    return [_choose_class(word.strip(), names) for word in wanted.split(",")]
+
+
+def _choose_class(word: str, names: Sequence[str]) -> int:
+    if word in names:
+        return list(names).index(word)
+    if word.isdigit() and int(word) < len(names):
+        return int(word)
+    shown = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
+    raise ConfigError(
+        f"--classes: no class '{word}'; numbers go from 0 to {len(names) - 1}, names are: {shown}"
+    )
+
+
+def generate_pictures(
+    make: LatentGenerator,
+    rae: RAE,
+    labels: list[int],
+    indices: list[int],
+    seed: int,
+    batch_size: int,
+    advance: Callable[[int], None] = lambda done: None,
+) -> Iterator[Tensor]:
+    """Yield batches of pictures [b, 3, H, W] uint8, in the order of `labels`."""
+    for start in range(0, len(labels), batch_size):
+        part = slice(start, start + batch_size)
+        images = rae.decode(make(labels[part], indices[part], seed))
+        advance(min(start + batch_size, len(labels)))
+        yield to_uint8(images).cpu()
+
+
+@dataclass(frozen=True)
+class SampleResult:
+    """What `sample` wrote.
+
+    Attributes:
+        out: file or folder.
+        pictures: how many.
+        classes: their class names.
+        steps: solver grid points, or 1.
+        seconds: for generating and decoding.
+    """
+
+    out: str
+    pictures: int
+    classes: tuple[str, ...]
+    steps: int
+    seconds: float
+
+
+def sample(
+    checkpoint: str,
+    *,
+    classes: str,
+    per_class: int,
+    seed: int,
+    out: Path,
+    reporter: Reporter,
+    steps: int | None = None,
+    rae: str | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
+    batch_size: int = 100,
+) -> SampleResult:
+    """Draw `per_class` pictures of each class and write them to `out`.
+
+    Raises:
+        ConfigError, OutputError, WeightsError: see their messages.
+    """
+    check_output(out, overwrite)
+    where = pick_device(device)
+    flow = load_flow(checkpoint, where)
+    chosen = choose_classes(classes, flow.class_names)
+    steps = check_steps(flow, steps)
+    autoencoder = load_rae(rae or flow.rae, where)
+    make = LatentGenerator(flow, autoencoder.latent_shape, steps, where)
+    labels = [label for label in chosen for _ in range(per_class)]
+    indices = list(range(per_class)) * len(chosen)
+    reporter.start("sampling", len(labels))
+    began = time.perf_counter()
+    batches = generate_pictures(
+        make, autoencoder, labels, indices, seed, batch_size, lambda done: reporter.advance(done, {})
+    )
+    images = torch.cat(list(batches))
+    seconds = time.perf_counter() - began
+    reporter.finish()
+    _write(out, images, labels, indices, flow.class_names, per_class)
+    names = tuple(flow.class_names[label] for label in chosen)
+    return SampleResult(str(out), len(labels), names, steps, seconds)
+
+
+def _write(
+    out: Path,
+    images: Tensor,
+    labels: list[int],
+    indices: list[int],
+    class_names: Sequence[str],
+    per_class: int,
+) -> None:
+    if out.suffix == ".png":
+        save_grid(out, images, columns=per_class)
+    elif out.suffix == ".npz":
+        save_npz(out, images, torch.tensor(labels))
+    else:
+        names = [
+            f"{class_names[label]}-{k:05d}" for label, k in zip(labels, indices, strict=True)
+        ]
+        save_folder(out, images, names)

@@ -1,0 +1,234 @@
+"""The one training loop, for pretraining and for distillation.
+
+It does not know what it trains: an `Objective` gives a loss and metrics for a step. There
+is one clock, the step, and every random number derives from it, so a resumed run repeats
+exactly what the interrupted one would have done.
+"""
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from driftrae_cli.engine.checkpoint import TrainingState, load_latest, save_checkpoint
+from driftrae_cli.engine.ema import WeightAverage, decay_at
+from driftrae_cli.engine.report import Reporter
+from driftrae_cli.errors import NumericsError
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What an objective returns for one step.
+
+    Attributes:
+        loss: scalar to differentiate.
+        metrics: numbers or scalar tensors to log, read only when they are logged.
+        samples: gradient-carrying samples of this step, for the throughput.
+    """
+
+    loss: Tensor
+    metrics: Mapping[str, Tensor | float]
+    samples: int
+
+
+class Objective(Protocol):
+    """What the loop needs to know of a training task."""
+
+    model: nn.Module
+
+    def __call__(self, step: int) -> StepOutput: ...
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """Optimisation and bookkeeping of one training run ([D-RAE] Table 8 for distillation).
+
+    The learning rate rises linearly over `warmup` steps and then falls linearly from
+    `learning_rate` to `final_learning_rate` at `steps`. Intervals are in steps.
+    """
+
+    steps: int
+    learning_rate: float
+    final_learning_rate: float
+    warmup: int = 0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    ema_decay: float = 0.9995
+    ema_start: float = 0.5
+    ema_warmup: int = 1000
+    metrics_every: int = 10
+    checkpoint_every: int = 500
+    preview_every: int = 0
+
+
+def learning_rate_at(step: int, settings: LoopSettings) -> float:
+    """Rate of the update that follows `step` finished ones ([D-RAE] Table 8)."""
+    s = settings
+    drop = (s.learning_rate - s.final_learning_rate) * step / s.steps
+    rate = max(s.final_learning_rate, s.learning_rate - drop)
+    return rate * min(1.0, (step + 1) / s.warmup) if s.warmup else rate
+
+
+class _StopRequest:
+    """Turns the first Ctrl-C into a request to stop after the current step."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGINT, self._ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _ask(self, signum: int, frame: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+class _MetricsFile:
+    """`metrics.jsonl`, one line per logged step, cut back to the step that a run resumes at."""
+
+    def __init__(self, path: Path, resumed_at: int) -> None:
+        self._path = path
+        kept = []
+        if path.exists():
+            lines = path.read_text().splitlines(keepends=True)
+            kept = [line for line in lines if _line_step(line) <= resumed_at]
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(kept))
+        partial.replace(path)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+
+
+def _line_step(line: str) -> float:
+    """Step of a log line; a line that a crash cut short counts as never written."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def new_state(model: nn.Module, settings: LoopSettings) -> TrainingState:
+    """Fresh optimiser and average for `model`."""
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=settings.learning_rate,
+        betas=(settings.beta1, settings.beta2),
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+    return TrainingState(model, WeightAverage(model), optimizer)
+
+
+def train(
+    objective: Objective,
+    settings: LoopSettings,
+    folder: Path,
+    reporter: Reporter,
+    *,
+    phase: str = "training",
+    preview: Callable[[int, nn.Module], None] | None = None,
+) -> nn.Module:
+    """Train `objective.model`, resuming from `folder` where it holds checkpoints.
+
+    Args:
+        folder: receives `metrics.jsonl` and `checkpoints/`.
+        preview: called with the step and the averaged network every `preview_every` steps,
+            before the first and after the last step too.
+
+    Returns:
+        The averaged network.
+
+    Raises:
+        NumericsError: the loss or gradient is no longer finite.
+        WeightsError: a checkpoint in `folder` is damaged or of another network.
+        KeyboardInterrupt: after Ctrl-C, once the state is on disk.
+    """
+    state = new_state(objective.model, settings)
+    checkpoints = folder / "checkpoints"
+    start = load_latest(checkpoints, state)
+    if start >= settings.steps:
+        return state.average.model
+    folder.mkdir(parents=True, exist_ok=True)
+    log = _MetricsFile(folder / "metrics.jsonl", start)
+    stop = _StopRequest()
+    reporter.start(phase, settings.steps, start)
+    if preview and start == 0:
+        preview(0, state.average.model)
+    with stop.listening():
+        clock, samples = time.perf_counter(), 0
+        for step in range(start, settings.steps):
+            output, grad_norm = _update(objective, state, settings, step)
+            samples += output.samples
+            done = step + 1
+            last = done == settings.steps
+
+            # log
+            if done % settings.metrics_every == 0 or last:
+                elapsed, clock = time.perf_counter() - clock, time.perf_counter()
+                metrics = _numbers(output, grad_norm, learning_rate_at(step, settings))
+                metrics["samples_per_second"] = samples / elapsed
+                samples = 0
+                log.write(done, metrics)
+                reporter.advance(done, metrics)
+
+            # preview
+            if preview and settings.preview_every and (done % settings.preview_every == 0 or last):
+                preview(done, state.average.model)
+
+            # checkpoint
+            if done % settings.checkpoint_every == 0 or last or stop.asked:
+                save_checkpoint(checkpoints, done, state)
+            if stop.asked and not last:
+                raise KeyboardInterrupt
+    reporter.finish()
+    return state.average.model
+
+
+def _update(
+    objective: Objective, state: TrainingState, settings: LoopSettings, step: int
+) -> tuple[StepOutput, Tensor]:
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate_at(step, settings)
+    output = objective(step)
+    output.loss.backward()
+    grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), settings.clip_norm)
+    if not torch.isfinite(grad_norm):
+        raise NumericsError(
+            f"step {step}: the gradient is not finite. Resume from the last checkpoint with a "
+            "smaller learning rate, or check the latents for non-finite values."
+        )
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    warm = settings
+    state.average.update(decay_at(step, warm.ema_decay, warm.ema_start, warm.ema_warmup))
+    return output, grad_norm
+
+
+def _numbers(output: StepOutput, grad_norm: Tensor, learning_rate: float) -> dict[str, float]:
+    return {
+        "loss": output.loss.item(),
+        **{name: float(value) for name, value in output.metrics.items()},
+        "grad_norm": grad_norm.item(),
+        "learning_rate": learning_rate,
+    }

@@ -1,0 +1,1 @@
+"""Statistics of latent spaces and trajectories. Pure functions on tensors."""

@@ -1,0 +1,1 @@
+"""Networks: DiT-DH, pixel decoder, encoder, autoencoder, one-step generator; their weights."""
