@@ -15,7 +15,8 @@ help: ## Show this list
 setup: $(READY) ## Make .venv with everything in it (once; needs Python 3.11 to 3.13)
 
 $(READY): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || { \
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
+	  2> /dev/null || { \
 	  echo "driftrae needs Python 3.11, 3.12 or 3.13, and '$(PYTHON)' is:" \
 	    "$$($(PYTHON) --version 2>&1 || true)" >&2; \
 	  echo "Name another one: make setup PYTHON=python3.12" >&2; exit 1; }

@@ -11,7 +11,7 @@ from driftrae_cli.cli.progress import reporter
 
 def analyze_latent(
     space: Annotated[
-        str, typer.Argument(metavar="[RAE]", help="Autoencoder: a file or built-in model.")
+        str, typer.Argument(metavar="RAE", help="Autoencoder: a file or built-in model.")
     ] = "shapes-rae",
     data: Data = "shapes",
     classes: Annotated[
@@ -21,7 +21,9 @@ def analyze_latent(
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Measure the geometry of a latent space: how isotropic, how crowded.
+    """Measure how isotropic a latent space is.
+
+    And how crowded: the distance of pictures of a class to each other.
 
     \b
     Examples:

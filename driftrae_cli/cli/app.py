@@ -3,6 +3,7 @@
 import errno
 import functools
 import inspect
+import traceback
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -18,6 +19,8 @@ from driftrae_cli.errors import DriftraeError, OutputError
 
 _INTERRUPTED = 130  # what shells expect after Ctrl-C
 _RESUMABLE = (distill, pretrain)
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+_OUT_OF_MEMORY = ("MemoryError", "OutOfMemoryError")  # by name: importing torch takes seconds
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,20 +34,16 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of
 
 def explain(error: BaseException, resumable: bool) -> tuple[str, int] | None:
     """Message and exit code of an error that is not a defect of ours; None for defects."""
-    match error:
-        case KeyboardInterrupt():
-            hint = "; run the same command again to resume" if resumable else ""
-            return f"interrupted{hint}", _INTERRUPTED
-        case DriftraeError():
-            return f"error: {error}", error.exit_code
-        case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            place = f"{error.filename}: " if error.filename else ""
-            return f"error: {place}{error.strerror}", OutputError.exit_code
-        # By name, because importing torch to ask for its class takes seconds.
-        case MemoryError() | Exception() if isinstance(
-            error, MemoryError
-        ) or type(error).__name__ == "OutOfMemoryError":
-            return f"error: {_out_of_memory(error)}", 1
+    if isinstance(error, KeyboardInterrupt):
+        hint = "; run the same command again to resume" if resumable else ""
+        return f"interrupted{hint}", _INTERRUPTED
+    if isinstance(error, DriftraeError):
+        return f"error: {error}", error.exit_code
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        place = f"{error.filename}: " if error.filename else ""
+        return f"error: {place}{error.strerror}", OutputError.exit_code
+    if type(error).__name__ in _OUT_OF_MEMORY:
+        return f"error: {_out_of_memory(error)}", DriftraeError.exit_code
     return None
 
 
@@ -56,10 +55,21 @@ def _out_of_memory(error: BaseException) -> str:
     )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"driftrae {driftrae_cli.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def driftrae(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version."
+        ),
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """One-step image generators from RAE flow models, by drifting.
@@ -71,9 +81,6 @@ def driftrae(
       driftrae eval-fid shapes-teacher runs/shapes
     """
     context.obj = debug
-    if version:
-        typer.echo(f"driftrae {driftrae_cli.__version__}")
-        raise typer.Exit
 
 
 def _translated(command: Callable[..., None]) -> Callable[..., None]:
@@ -85,10 +92,12 @@ def _translated(command: Callable[..., None]) -> Callable[..., None]:
             command(**arguments)
         except (Exception, KeyboardInterrupt) as error:
             explained = explain(error, command in _RESUMABLE)
-            if explained is None or debug or context.obj:
+            if explained is None:
                 raise
+            if debug or context.obj:
+                traceback.print_exception(error)
             message, code = explained
-            typer.secho(message, err=True)
+            typer.echo(message, err=True)
             raise typer.Exit(code) from error
 
     # Typer reads the signature: the command's own, the context, and --debug.
@@ -112,4 +121,4 @@ def _translated(command: Callable[..., None]) -> Callable[..., None]:
 
 
 for _command in (distill, sample, eval_fid, analyze_latent, pretrain):
-    app.command(no_args_is_help=False)(_translated(_command))
+    app.command()(_translated(_command))

@@ -2,12 +2,10 @@
 
 from pathlib import Path
 
-import typer
-
 from driftrae_cli.cli.options import Device, DryRun, Json, Recipe, RunDir, Set
-from driftrae_cli.cli.output import print_json, print_result
+from driftrae_cli.cli.output import print_recipe, print_result
 from driftrae_cli.cli.progress import reporter
-from driftrae_cli.config.load import dump, load, recipe_name
+from driftrae_cli.config.load import load, recipe_name
 from driftrae_cli.config.schema import DistillConfig
 
 
@@ -19,7 +17,7 @@ def distill(
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Turn a flow teacher into a one-step student by drifting.
+    """Turn a flow teacher into a one-step student.
 
     Stop it with Ctrl-C at any time; the same command goes on where it stopped.
 
@@ -32,11 +30,7 @@ def distill(
     config = load(recipe, set_ or [], DistillConfig)
     folder = out or Path("runs", recipe_name(recipe))
     if dry_run:
-        if json:
-            print_json(config)
-        else:
-            typer.echo(dump(config, comments=True), nl=False)
-            typer.echo(_plan(config, folder), err=True)
+        print_recipe(config, _plan(config, folder), as_json=json)
         return
 
     from driftrae_cli.engine.distill import distill as run
@@ -50,7 +44,7 @@ def _plan(config: DistillConfig, folder: Path) -> str:
     step = config.step
     generated = step.classes * (step.grad_negatives + step.detached_negatives)
     return (
-        f"\nPlan: load {config.teacher} and {config.rae}; encode {config.data.per_class} pictures "
+        f"Plan: load {config.teacher} and {config.rae}; encode {config.data.per_class} pictures "
         f"of each class of {config.data.source};\n"
         f"make {config.optim.steps} updates, each with {generated} generated latents "
         f"({step.classes * step.grad_negatives} with gradient) "

@@ -12,7 +12,7 @@ from driftrae_cli.cli.progress import reporter
 def eval_fid(
     targets: Annotated[
         list[str],
-        typer.Argument(metavar="CHECKPOINT|RUN_DIR...", help="Files, runs or built-in models."),
+        typer.Argument(metavar="CHECKPOINT", help="Files, run directories or built-in models."),
     ],
     data: Data = "shapes",
     per_class: Annotated[
@@ -25,15 +25,14 @@ def eval_fid(
         ),
     ] = None,
     seed: Seed = 0,
-    scorer: Annotated[
-        str, typer.Option(metavar="REF", help="Scoring network.")
-    ] = "shapes-scorer",
+    scorer: Annotated[str, typer.Option(metavar="REF", help="Scoring network.")] = "shapes-scorer",
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Measure Fréchet distance and class accuracy of generated pictures.
+    """Score generated pictures by Fréchet distance.
 
-    All targets are scored against the same real pictures, which no training run has seen.
+    The share of pictures recognised as their class is given too. All are scored against
+    the same real pictures, which no training run has seen.
 
     \b
     Examples:

@@ -5,14 +5,10 @@ from typing import Annotated
 
 import typer
 
-Recipe = Annotated[
-    str, typer.Argument(metavar="RECIPE|FILE.yaml", help="A preset's name or a YAML file.")
-]
+Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A preset's name or a YAML file.")]
 Set = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", metavar="A.B=C", help="Change one field of the recipe; may be repeated."
-    ),
+    typer.Option("--set", metavar="A.B=C", help="Change one field of the recipe; may be repeated."),
 ]
 RunDir = Annotated[
     Path | None,

@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from driftrae_cli.config.load import dump
+
 _WIDTH_OF_A_FILE = 200  # columns to use where there is no terminal to fit into
 
 
@@ -31,6 +33,15 @@ def print_result(result: Any, *, as_json: bool) -> None:
 def print_json(result: Any) -> None:
     """One JSON object, with null for numbers that JSON cannot write."""
     typer.echo(json.dumps(_jsonable(dataclasses.asdict(result)), indent=2, allow_nan=False))
+
+
+def print_recipe(config: Any, plan: str, *, as_json: bool) -> None:
+    """Show a resolved recipe with the meaning of its fields, and what it would do."""
+    if as_json:
+        print_json(config)
+    else:
+        typer.echo(dump(config, comments=True))
+    typer.echo(plan, err=True)
 
 
 def print_text(result: Any) -> None:

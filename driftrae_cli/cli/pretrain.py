@@ -2,12 +2,10 @@
 
 from pathlib import Path
 
-import typer
-
 from driftrae_cli.cli.options import Device, DryRun, Json, Recipe, RunDir, Set
-from driftrae_cli.cli.output import print_json, print_result
+from driftrae_cli.cli.output import print_recipe, print_result
 from driftrae_cli.cli.progress import reporter
-from driftrae_cli.config.load import dump, load, recipe_name
+from driftrae_cli.config.load import load, recipe_name
 from driftrae_cli.config.schema import PretrainConfig
 
 
@@ -19,7 +17,9 @@ def pretrain(
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Train what distilling needs: scoring network, autoencoder and flow teacher.
+    """Train an autoencoder and its flow teacher.
+
+    And the network that scores them.
 
     Stop it with Ctrl-C at any time; the same command goes on where it stopped.
 
@@ -32,11 +32,7 @@ def pretrain(
     config = load(recipe, set_ or [], PretrainConfig)
     folder = out or Path("runs", recipe_name(recipe))
     if dry_run:
-        if json:
-            print_json(config)
-        else:
-            typer.echo(dump(config, comments=True), nl=False)
-            typer.echo(_plan(config, folder), err=True)
+        print_recipe(config, _plan(config, folder), as_json=json)
         return
 
     from driftrae_cli.engine.pretrain import pretrain as run
@@ -48,7 +44,7 @@ def pretrain(
 
 def _plan(config: PretrainConfig, folder: Path) -> str:
     return (
-        f"\nPlan: take {config.data.per_class} pictures of each class of {config.data.source};\n"
+        f"Plan: take {config.data.per_class} pictures of each class of {config.data.source};\n"
         f"train two scoring networks ({config.scorer.steps} updates each), "
         f"encoder and decoder ({config.encoder.steps}),\n"
         f"the decoder alone ({config.decoder.steps}) and the teacher ({config.teacher.steps});\n"

@@ -1,11 +1,13 @@
 """Progress on stderr: a bar in a terminal, now and then a line elsewhere."""
 
+import functools
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -48,7 +50,7 @@ class BarReporter:
     def start(self, phase: str, total: int, done: int = 0) -> None:
         self.close()
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
@@ -73,12 +75,15 @@ class BarReporter:
         self._bar = None
 
 
+_to_stderr = functools.partial(typer.echo, err=True)
+
+
 class LineReporter:
     """A line when a phase starts, then at most one every ten seconds, and one at its end."""
 
     def __init__(
         self,
-        write: Callable[[str], object] = lambda text: print(text, file=sys.stderr, flush=True),
+        write: Callable[[str], object] = _to_stderr,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._write, self._clock = write, clock
@@ -91,8 +96,7 @@ class LineReporter:
     def start(self, phase: str, total: int, done: int = 0) -> None:
         self._phase, self._total, self._first, self._step = phase, total, done, done
         self._began = self._last_line = self._clock()
-        resumed = f", from {done}" if done else ""
-        self._write(f"{phase}: {total} steps{resumed}")
+        self._write(f"{phase}: {done}/{total}")
 
     def advance(self, step: int, metrics: Mapping[str, float]) -> None:
         self._step = step

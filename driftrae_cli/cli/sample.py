@@ -12,7 +12,7 @@ from driftrae_cli.cli.progress import reporter
 
 def sample(
     checkpoint: Annotated[
-        str, typer.Argument(metavar="CHECKPOINT|RUN_DIR", help="A file, run or built-in model.")
+        str, typer.Argument(metavar="CHECKPOINT", help="A file, run directory or built-in model.")
     ],
     classes: Annotated[
         str, typer.Option(metavar="all|LIST", help="Names or numbers, separated by commas.")

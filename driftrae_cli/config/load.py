@@ -17,12 +17,12 @@ Schema = TypeVar("Schema")
 _SUFFIXES = (".yaml", ".yml")
 
 
-def preset_names(kind: str | None = None) -> list[str]:
-    """Names of the presets, of one kind or of all."""
+def preset_names(kind: str) -> list[str]:
+    """Names of the presets of one kind."""
     return [
         name
         for name, path in sorted(_preset_files().items())
-        if kind is None or _parse(path.read_text(), f"preset {name}").get("kind") == kind
+        if _parse(path.read_text(), f"preset {name}").get("kind") == kind
     ]
 
 
@@ -47,7 +47,7 @@ def load(reference: str, overrides: Sequence[str], schema: type[Schema]) -> Sche
     Raises:
         ConfigError: unknown preset, YAML syntax, wrong kind, or any problem with a field.
     """
-    values = _read(reference)
+    values = _read(reference, schema)
     _check_kind(values.pop("kind", None), reference, schema)
     for text in overrides:
         values = _merge(values, _override(text))
@@ -64,13 +64,13 @@ def _preset_files() -> dict[str, Any]:
     return {Path(p.name).stem: p for p in folder.iterdir() if p.name.endswith(_SUFFIXES)}
 
 
-def _read(reference: str) -> dict[str, Any]:
+def _read(reference: str, schema: Any) -> dict[str, Any]:
     presets = _preset_files()
     if reference in presets:
         return _parse(presets[reference].read_text(), f"preset {reference}")
     path = Path(reference)
     if path.suffix not in _SUFFIXES and not path.exists():
-        raise ConfigError(_unknown_preset(reference))
+        raise ConfigError(_unknown_preset(reference, schema))
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -81,12 +81,12 @@ def _read(reference: str) -> dict[str, Any]:
     if base is None:
         return values
     if base not in presets:
-        raise ConfigError(f"{reference}: preset: {_unknown_preset(str(base))}")
+        raise ConfigError(f"{reference}: preset: {_unknown_preset(str(base), schema)}")
     return _merge(_parse(presets[base].read_text(), f"preset {base}"), values)
 
 
-def _unknown_preset(name: str) -> str:
-    known = preset_names()
+def _unknown_preset(name: str, schema: Any) -> str:
+    known = preset_names(schema.kind)
     return (
         f"no recipe '{name}'{did_you_mean(name, known)}\n"
         f"Presets: {', '.join(known)}. Or give the path of a file that ends in .yaml."

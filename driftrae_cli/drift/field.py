@@ -7,6 +7,7 @@ the sums in the order queries, further negatives, positives; D channels of one v
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf
 from typing import Literal, get_args
 
 import torch
@@ -53,7 +54,7 @@ class FieldSettings:
     def __post_init__(self) -> None:
         _check_word("softmax", self.softmax, get_args(Softmax))
         _check_word("normalize", self.normalize, get_args(Normalize))
-        if not self.temperatures or min(self.temperatures) <= 0:
+        if not self.temperatures or not all(0 < tau < inf for tau in self.temperatures):
             raise ConfigError(f"temperatures {self.temperatures}: give at least one, all positive")
         if not self.group or any(size != "all" and size < 1 for size in self.group):
             raise ConfigError(f"group {self.group}: give positive numbers or all")
@@ -72,19 +73,19 @@ class Field:
 
     Attributes:
         V_BTND: the field, in the units of the samples.
-        unit_B: what its length is measured in (`Units.coordinate`).
-        neighbours_BT: effective number of positives that a query sees,
+        unit: [B], what its length is measured in (`Units.coordinate`).
+        neighbours: [B, T], effective number of positives that a query sees,
             `(sum a)^2 / sum a^2`, averaged over queries.
     """
 
     V_BTND: Tensor
-    unit_B: Tensor
-    neighbours_BT: Tensor
+    unit: Tensor
+    neighbours: Tensor
 
     @property
-    def length_BTN(self) -> Tensor:
-        """`|V| / scale`, what falls as training converges."""
-        return torch.linalg.vector_norm(self.V_BTND, dim=-1) / self.unit_B[:, None, None]
+    def length(self) -> Tensor:
+        """`|V| / scale` [B, T, N], what falls as training converges."""
+        return torch.linalg.vector_norm(self.V_BTND, dim=-1) / self.unit[:, None, None]
 
 
 def single_coefficients_(logits_BTNY: Tensor, num_negatives: int) -> Tensor:
@@ -171,16 +172,16 @@ def drifting_field(
     for rows in _chunks(B, chunk):
         y_BYD = centred(samples_BYD[rows])
         space = work.first(len(y_BYD))
-        dist_BNY = pairwise_distances(y_BYD[:, :N], y_BYD, out=space.base_BNY)
+        dist_BNY = pairwise_distances(y_BYD[:, :N], y_BYD, out=space.base)
         units = Units.of(dist_BNY.mean((1, 2)), D)
         step_BT = units.kernel[:, None] * tau_T
         if lengths_BTN is None:
-            torch.div(dist_BNY.unsqueeze(1), -step_BT[..., None, None], out=space.logits_BTNY)
+            torch.div(dist_BNY.unsqueeze(1), -step_BT[..., None, None], out=space.logits)
         else:
             reach_BTN = lengths_BTN[rows] * step_BT.unsqueeze(-1)
             _perturbed_logits(y_BYD, reach_BTN, step_BT, rng, space)
-        exclude_self_(space.logits_BTNY)
-        coefficients = _coefficients(space.logits_BTNY, num_negatives, settings.softmax)
+        exclude_self_(space.logits)
+        coefficients = _coefficients(space.logits, num_negatives, settings.softmax)
         torch.bmm(coefficients.flatten(1, 2), y_BYD, out=V_BTND[rows].flatten(1, 2))
         unit_B[rows] = units.coordinate
         neighbours_BT[rows] = _effective_count(coefficients[..., num_negatives:]).mean(-1)
@@ -192,8 +193,8 @@ def _perturbed_logits(
 ) -> None:
     """`-|y - x_bar| / (tau * scale)` into the workspace; `x_bar` is fresh for every `tau`."""
     x_BND = y_BYD[:, : reach_BTN.shape[2]]
-    query_BTND = perturbed_queries(x_BND, reach_BTN, rng, space.query_BTND)
-    flat_BQY = space.logits_BTNY.flatten(1, 2)
+    query_BTND = perturbed_queries(x_BND, reach_BTN, rng, space.query)
+    flat_BQY = space.logits.flatten(1, 2)
     pairwise_distances(query_BTND.flatten(1, 2), y_BYD, out=flat_BQY)
     flat_BQY.unflatten(1, reach_BTN.shape[1:]).div_(-step_BT[..., None, None])
 
@@ -218,9 +219,9 @@ def _chunks(total: int, size: int) -> Iterator[slice]:
 class _Workspace:
     """Buffers that all chunks share: on a CPU, fresh pages cost more than the arithmetic."""
 
-    base_BNY: Tensor
-    logits_BTNY: Tensor
-    query_BTND: Tensor
+    base: Tensor
+    logits: Tensor
+    query: Tensor
 
     @staticmethod
     def like(samples_BYD: Tensor, chunk: int, T: int, N: int) -> "_Workspace":
@@ -230,4 +231,4 @@ class _Workspace:
 
     def first(self, size: int) -> "_Workspace":
         """The part for `size` problems."""
-        return _Workspace(self.base_BNY[:size], self.logits_BTNY[:size], self.query_BTND[:size])
+        return _Workspace(self.base[:size], self.logits[:size], self.query[:size])

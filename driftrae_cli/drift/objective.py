@@ -6,6 +6,7 @@ D channels, B independent problems (one class, one block of tokens), T temperatu
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -103,8 +104,8 @@ class DriftObjective:
                 loss, gradient_BND = mean_loss_(field, self.settings.normalize)
                 losses.append(loss)
                 gradients.append(from_problems(gradient_BND, gen_KNCD.shape, size))
-        gen = gen_KNCD.to(gradients[0].dtype)
-        return DriftOutput(attach_gradient(sum_of(losses), gen, sum_of(gradients)), metrics)
+        loss, gradient = reduce(torch.add, losses), reduce(torch.add, gradients)
+        return DriftOutput(attach_gradient(loss, gen_KNCD.to(gradient.dtype), gradient), metrics)
 
     def _field(self, parts: list[Tensor], size: GroupSize, generator: torch.Generator) -> Field:
         gen, detached, _ = parts
@@ -121,27 +122,17 @@ class DriftObjective:
 
 def mean_loss_(field: Field, normalize: Normalize) -> tuple[Tensor, Tensor]:
     """Loss averaged over temperatures, and its gradient [B, N, D]; the field is used up."""
-    length_BTN = field.length_BTN
+    length_BTN = field.length
     factor_BTN = pull_factor(length_BTN, normalize)
     loss = (length_BTN * factor_BTN).square().mean()
     # once for V / scale, once because the loss differentiates G / scale
-    to_gradient_BTN = factor_BTN * (-2 / length_BTN.numel() / field.unit_B.square())[:, None, None]
+    to_gradient_BTN = factor_BTN * (-2 / length_BTN.numel() / field.unit.square())[:, None, None]
     return loss, field.V_BTND.mul_(to_gradient_BTN.unsqueeze(-1)).sum(1)
 
 
-def sum_of(tensors: list[Tensor]) -> Tensor:
-    """Sum of tensors of one shape."""
-    total = tensors[0]
-    for tensor in tensors[1:]:
-        total = total + tensor
-    return total
-
-
-def _metrics(
-    field: Field, size: GroupSize, temperatures: tuple[float, ...]
-) -> dict[str, Tensor]:
-    lengths = field.length_BTN.mean((0, 2)).unbind()
-    neighbours = field.neighbours_BT.mean(0).unbind()
+def _metrics(field: Field, size: GroupSize, temperatures: tuple[float, ...]) -> dict[str, Tensor]:
+    lengths = field.length.mean((0, 2)).unbind()
+    neighbours = field.neighbours.mean(0).unbind()
     named = {f"field/{size}/{tau:g}": v for tau, v in zip(temperatures, lengths, strict=True)}
     counts = zip(temperatures, neighbours, strict=True)
     return named | {f"neighbours/{size}/{tau:g}": v for tau, v in counts}

@@ -23,14 +23,14 @@ class OriginalLoss:
     """One evaluation of the original loss.
 
     Attributes:
-        loss_B: per problem; `loss_B.sum()` or `.mean()` is what one differentiates.
+        loss: [B]; `loss.sum()` or `.mean()` is what one differentiates.
         scale: weighted mean distance over the whole batch, without floor.
-        field_sq_T: mean squared field per temperature, in units of the coordinates.
+        field_sq: [T], mean squared field per temperature, in units of the coordinates.
     """
 
-    loss_B: Tensor
+    loss: Tensor
     scale: Tensor
-    field_sq_T: Tensor
+    field_sq: Tensor
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def original_drift_loss(
 ) -> OriginalLoss:
     """Drifting loss with the joint softmax.
 
-    The gradient of `loss_B.sum()` is `-2 F / (N sqrt(D) u)`, where `F` is the summed force in
+    The gradient of `loss.sum()` is `-2 F / (N sqrt(D) u)`, where `F` is the summed force in
     coordinates of root mean square one per channel and `u` their unit, the floored `scale`.
 
     Args:

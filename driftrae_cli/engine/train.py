@@ -228,7 +228,7 @@ def _update(
 def _numbers(output: StepOutput, grad_norm: Tensor, learning_rate: float) -> dict[str, float]:
     return {
         "loss": output.loss.item(),
-        **{name: float(value) for name, value in output.metrics.items()},
+        **{name: float(torch.as_tensor(value).detach()) for name, value in output.metrics.items()},
         "grad_norm": grad_norm.item(),
         "learning_rate": learning_rate,
     }

@@ -3,6 +3,8 @@
 Legend: B batch.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -48,7 +50,7 @@ def solve(
     step = _STEPS[method]
     states = [z]
     times = grid.to(z.dtype)[:, None].expand(-1, len(z))
-    for now_B, next_B in zip(times[:-1], times[1:], strict=True):
+    for now_B, next_B in pairwise(times):
         x = step(velocity, states[-1], now_B, next_B)
         states = [*states, x] if keep else [x]
     return torch.stack(states) if keep else states[-1]

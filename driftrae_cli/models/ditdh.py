@@ -179,8 +179,8 @@ class DiTDH(nn.Module):
     def _initialise(self) -> None:
         self.apply(_xavier)
         nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
-        for layer in (self.t_embedder.mlp[0], self.t_embedder.mlp[2]):
-            nn.init.normal_(layer.weight, std=0.02)
+        for name in ("mlp.0.weight", "mlp.2.weight"):
+            nn.init.normal_(self.t_embedder.get_parameter(name), std=0.02)
         modulations = [m.adaLN_modulation[1] for m in (*self.blocks, self.final_layer)]
         for layer in (*modulations, self.final_layer.linear):
             nn.init.zeros_(layer.weight)

@@ -43,7 +43,9 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
-            raise ConfigError(f"encoder: width {self.width} is not a multiple of {self.heads} heads")
+            raise ConfigError(
+                f"encoder: width {self.width} is not a multiple of {self.heads} heads"
+            )
         if self.image_size % self.patch_size:
             raise ConfigError(
                 f"encoder: image_size {self.image_size} is not a multiple of "

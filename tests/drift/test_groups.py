@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from oracle import blocks
+from drift_oracle import blocks
 
 from driftrae_cli.drift.groups import block_shape, from_problems, to_problems, tokens_per_vector
 from driftrae_cli.errors import ConfigError

@@ -47,9 +47,7 @@ def test_every_temperature_has_its_own_directions():
 
 def test_splitting_the_problems_leaves_the_numbers():
     x, reach = torch.zeros(5, 3, 7), torch.ones(5, 2, 3)
-    whole = perturbed_queries(
-        x, reach, torch.Generator().manual_seed(1), torch.empty(5, 2, 3, 7)
-    )
+    whole = perturbed_queries(x, reach, torch.Generator().manual_seed(1), torch.empty(5, 2, 3, 7))
     rng = torch.Generator().manual_seed(1)
     parts = [
         perturbed_queries(x[rows], reach[rows], rng, torch.empty(len(x[rows]), 2, 3, 7))

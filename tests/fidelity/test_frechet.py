@@ -67,10 +67,11 @@ def test_matrix_square_root():
     assert frechet_distance(b, a) == pytest.approx(float(expected), rel=1e-10)
 
 
-def test_fewer_samples_than_features():
+@pytest.mark.parametrize(("n", "m"), [(7, 9), (30, 4), (4, 30)])
+def test_fewer_samples_than_features(n, m):
     """tr (S1 S2)^(1/2) is the nuclear norm of the product of the centred samples."""
-    x, y = _features(7, f=40, seed=3), _features(9, f=40, seed=4, shift=0.1)
-    xc, yc = (x - x.mean(0)) / 6**0.5, (y - y.mean(0)) / 8**0.5
+    x, y = _features(n, f=40, seed=3), _features(m, f=40, seed=4, shift=0.1)
+    xc, yc = (x - x.mean(0)) / (n - 1) ** 0.5, (y - y.mean(0)) / (m - 1) ** 0.5
     overlap = torch.linalg.svdvals(xc @ yc.T).sum()
     gap = (x.mean(0) - y.mean(0)).square().sum()
     expected = gap + xc.square().sum() + yc.square().sum() - 2 * overlap

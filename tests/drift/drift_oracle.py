@@ -9,9 +9,10 @@ import torch
 
 
 def mean_distance(gen, detached, pos):
-    """Mean distance from the queries to all samples, themselves included."""
+    """Mean distance from the queries to all samples, themselves included, each at least 1e-4."""
     others = [*gen, *detached, *pos]
-    return sum(float((x - y).norm()) for x in gen for y in others) / (len(gen) * len(others))
+    distances = [max(float((x - y).norm()), 1e-4) for x in gen for y in others]
+    return sum(distances) / len(distances)
 
 
 def single_field(query, gen, detached, pos, bandwidth):
@@ -58,21 +59,13 @@ FIELDS = {"single": single_field, "joint": joint_field}
 
 def blocks(grid_NCD, size):
     """Vectors of every block of tokens, row-major, tokens inside row-major: list of [N, D']."""
-    N, C, _ = grid_NCD.shape
-    side = math.isqrt(C)
+    side = math.isqrt(grid_NCD.shape[1])
     size = side if size == "all" else size
     groups = []
     for top in range(0, side, size):
         for left in range(0, side, size):
-            tokens = [r * side + c for r in range(top, top + size) for c in range(left, left + size)]
-            groups.append(grid_NCD[:, tokens].reshape(N, -1))
+            tokens = [
+                r * side + c for r in range(top, top + size) for c in range(left, left + size)
+            ]
+            groups.append(grid_NCD[:, tokens].flatten(1))
     return groups
-
-
-def unblocks(vectors, shape_NCD, size):
-    """Put the vectors of `blocks` back on the grid."""
-    where = blocks(torch.arange(math.prod(shape_NCD)).reshape(shape_NCD), size)
-    flat = torch.zeros(math.prod(shape_NCD), dtype=torch.float64)
-    for index, vector in zip(where, vectors, strict=True):
-        flat[index.flatten()] = vector.flatten()
-    return flat.reshape(shape_NCD)

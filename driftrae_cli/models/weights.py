@@ -1,0 +1,320 @@
+"""Reading, checking and writing weights: safetensors only, every tensor accounted for.
+
+Our own files carry their network's shape in the header, so that one path is enough to
+rebuild it; files of others go through the key maps at the end.
+"""
+
+import dataclasses
+import difflib
+import json
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from driftrae_cli.errors import ConfigError, WeightsError
+from driftrae_cli.files import atomic_file
+
+if TYPE_CHECKING:  # the encoder's module imports timm, which takes seconds
+    from _typeshed import DataclassInstance
+
+    from driftrae_cli.models.decoder import ViTDecoder
+    from driftrae_cli.models.encoder import ViTEncoder
+
+FORMAT = "driftrae"
+_LISTED = 10  # tensors named in a message
+_OWN_ENTRIES = ("format", "kind", "config")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network of ours, rebuilt from one file.
+
+    Attributes:
+        model: in float32 on the CPU, in evaluation mode.
+        kind: `ditdh`, `rae` or `feature-net`.
+        config: the dataclass the network was made from.
+        metadata: further entries of the header.
+    """
+
+    model: nn.Module
+    kind: str
+    config: "DataclassInstance"
+    metadata: dict[str, str]
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header entries of a safetensors file, on the CPU.
+
+    Raises:
+        WeightsError: missing, cut short, or not a safetensors file.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path}: there is no such weights file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(_why_unreadable(path, error)) from error
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    with path.open("rb") as file:
+        head = file.read(9)
+    if head[:2] in (b"PK", b"\x80\x02"):
+        return (
+            f"{path}: a PyTorch pickle, which can run code when opened; "
+            "convert it to safetensors first"
+        )
+    if head[8:] != b"{":
+        return f"{path}: not a safetensors file"
+    size = path.stat().st_size
+    return f"{path}: damaged or cut short at {size} bytes ({error}); copy or download it again"
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file so that a crash leaves the old file or the new one.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic_file(path) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode
+        try:
+            save_file(ready, partial, metadata)
+        except SafetensorError as error:  # it wraps what the operating system says
+            raise OSError(str(error)) from error
+        partial.chmod(mode)  # safetensors leaves a file that only its owner may read
+
+
+def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Copy `state` into `module`, name by name, in the module's own precision.
+
+    A module on the meta device takes the tensors themselves.
+
+    Args:
+        module: the network.
+        state: every parameter and buffer of it, and nothing else.
+        source: where the state is from, for messages.
+
+    Raises:
+        WeightsError: missing, unexpected or misshapen tensors, all listed at once.
+    """
+    own = module.state_dict()
+    problems = [
+        *_missing_lines(own, state),
+        *_listing("unexpected", [n for n in state if n not in own]),
+        *_listing("of another shape", _misshapen(own, state)),
+    ]
+    if problems:
+        raise WeightsError(
+            "\n".join(
+                [
+                    f"{source}: does not fit {type(module).__name__}",
+                    *problems,
+                    "Check that this file belongs to this kind and size of network.",
+                ]
+            )
+        )
+    on_meta = any(tensor.is_meta for tensor in own.values())
+    ready = {name: state[name].to(own[name].dtype) for name in own}
+    module.load_state_dict(ready, strict=True, assign=on_meta)
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"
+
+
+def _missing_lines(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    missing = [name for name in own if name not in state]
+    spare = [name for name in state if name not in own]
+    entries = []
+    for name in missing[:_LISTED]:
+        near = difflib.get_close_matches(name, spare, n=1, cutoff=0.75)
+        hint = f" (the file has {near[0]})" if near else ""
+        entries.append(f"{name}{hint}")
+    return _listing("missing", entries, len(missing))
+
+
+def _misshapen(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    return [
+        f"{name} (file {_shape(state[name])}, network {_shape(own[name])})"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+
+
+def _listing(title: str, entries: Sequence[str], count: int | None = None) -> list[str]:
+    count = len(entries) if count is None else count
+    if not count:
+        return []
+    more = [f"    ... and {count - _LISTED} more"] if count > _LISTED else []
+    return [f"  {title} ({count}):", *(f"    {entry}" for entry in entries[:_LISTED]), *more]
+
+
+def save_model(
+    path: Path,
+    model: nn.Module,
+    kind: str,
+    config: "DataclassInstance",
+    extra_metadata: Mapping[str, str] | None = None,
+    half: bool = False,
+) -> None:
+    """Write a network so that `load_model` can rebuild it from the file alone.
+
+    Args:
+        path: of the file; replaced if there is one.
+        model: the network.
+        kind: `ditdh`, `rae` or `feature-net`.
+        config: the dataclass `model` was made from.
+        extra_metadata: further header entries.
+        half: store parameters as float16; buffers (statistics, tables) stay as they are.
+
+    Raises:
+        WeightsError: a parameter does not fit into float16.
+        OutputError: the file cannot be written.
+    """
+    state = dict(model.state_dict())
+    if half:
+        state |= {name: _as_half(name, p) for name, p in model.named_parameters()}
+    header = {"format": FORMAT, "kind": kind, "config": json.dumps(dataclasses.asdict(config))}
+    write_tensors(path, state, {**(extra_metadata or {}), **header})
+
+
+def _as_half(name: str, tensor: Tensor) -> Tensor:
+    half = tensor.detach().half()
+    if not half.isfinite().all():
+        raise WeightsError(f"{name}: has values that are not finite or beyond float16")
+    return half
+
+
+def load_model(path: Path) -> LoadedModel:
+    """Rebuild a network from a file that `save_model` wrote.
+
+    Raises:
+        WeightsError: missing or damaged, not one of ours, or tensors that do not fit its header.
+    """
+    tensors, header = read_tensors(path)
+    if header.get("format") != FORMAT or "config" not in header:
+        raise WeightsError(f"{path}: not a model file of driftrae (its header names no network)")
+    kind = header.get("kind", "")
+    network, config_class = _classes(kind, path)
+    try:
+        config = from_plain(config_class, json.loads(header["config"]))
+        with torch.device("meta"):  # no time spent on weights that are replaced at once
+            model = network(config)
+    except (TypeError, ValueError, ConfigError) as error:
+        raise WeightsError(f"{path}: its header does not describe a {kind} ({error})") from error
+    load_strict(model, tensors, str(path))
+    metadata = {name: value for name, value in header.items() if name not in _OWN_ENTRIES}
+    return LoadedModel(model.eval(), kind, config, metadata)
+
+
+def _classes(kind: str, path: Path) -> tuple[Any, "type[DataclassInstance]"]:
+    """Network and config class of a kind; imported here because timm takes seconds."""
+    if kind == "ditdh":
+        from driftrae_cli.models.ditdh import DiTDH, DiTDHConfig
+
+        return DiTDH, DiTDHConfig
+    if kind == "rae":
+        from driftrae_cli.models.rae import RAE, RAEConfig
+
+        return RAE, RAEConfig
+    if kind == "feature-net":
+        from driftrae_cli.models.feature_net import FeatureNet, FeatureNetConfig
+
+        return FeatureNet, FeatureNetConfig
+    raise WeightsError(f"{path}: holds a {kind!r}, not one of ditdh, rae, feature-net")
+
+
+def from_plain(cls: "type[DataclassInstance]", plain: Mapping[str, Any]) -> "DataclassInstance":
+    """Inverse of `dataclasses.asdict` followed by JSON: nested dataclasses, lists as tuples.
+
+    Raises:
+        TypeError: fields that `cls` does not have or that are missing.
+    """
+    hints = typing.get_type_hints(cls)
+
+    def value(name: str, item: Any) -> Any:
+        hint = hints.get(name)
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            return from_plain(hint, item)
+        return tuple(item) if isinstance(item, list) else item
+
+    return cls(**{name: value(name, item) for name, item in plain.items()})
+
+
+# Files of others
+
+_LAYER = r"^encoder\.layer\.(\d+)\."
+_HF_TO_TIMM = (
+    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^embeddings\.register_tokens$", "reg_token"),
+    (_LAYER + r"layer_scale(\d)\.lambda1$", r"blocks.\1.ls\2.gamma"),
+    (_LAYER + r"attention\.(?:attention\.query|q_proj)\.", r"blocks.\1.attn.q."),
+    (_LAYER + r"attention\.(?:attention\.key|k_proj)\.", r"blocks.\1.attn.k."),
+    (_LAYER + r"attention\.(?:attention\.value|v_proj)\.", r"blocks.\1.attn.v."),
+    (_LAYER + r"attention\.(?:output\.dense|o_proj)\.", r"blocks.\1.attn.proj."),
+    (_LAYER, r"blocks.\1."),
+)
+# The last norm has no weight and bias here ([RAE] §3); the mask token is for pretraining.
+_UNUSED = (
+    *("layernorm.weight", "layernorm.bias", "embeddings.mask_token"),
+    *("norm.weight", "norm.bias"),
+)
+
+
+def load_encoder(encoder: "ViTEncoder", state: Mapping[str, Tensor], source: str) -> None:
+    """Load DINOv2-with-registers weights under Hugging Face's names (old or new) or timm's.
+
+    Raises:
+        WeightsError: missing, unexpected or misshapen tensors (named as in timm).
+    """
+    used = {name: tensor for name, tensor in state.items() if name not in _UNUSED}
+    if any(name.startswith("embeddings.") for name in used):
+        used = _hf_to_timm(used)
+    load_strict(encoder.vit, used, source)
+
+
+def _hf_to_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    result = {_timm_name(name): tensor for name, tensor in state.items()}
+    for name in [n for n in result if ".attn.q." in n]:
+        parts = [name.replace(".attn.q.", f".attn.{part}.") for part in "qkv"]
+        if all(part in result for part in parts):
+            stacked = torch.cat([result.pop(part) for part in parts])
+            result[name.replace(".attn.q.", ".attn.qkv.")] = stacked
+    table = result.pop("embeddings.position_embeddings", None)
+    if table is not None:
+        result["pos_embed"] = table[:, 1:]
+    if table is not None and "embeddings.cls_token" in result:
+        # timm adds no position to the class token, so its own belongs inside.
+        result["cls_token"] = result.pop("embeddings.cls_token") + table[:, :1]
+    return result
+
+
+def _timm_name(name: str) -> str:
+    for pattern, replacement in _HF_TO_TIMM:
+        renamed, count = re.subn(pattern, replacement, name)
+        if count:
+            return renamed
+    return name
+
+
+def load_decoder(decoder: "ViTDecoder", state: Mapping[str, Tensor], source: str) -> None:
+    """Load a decoder of the released RAE layout; a missing class token is zero, as in [RAE].
+
+    Raises:
+        WeightsError: anything else missing, unexpected or misshapen.
+    """
+    token = "trainable_cls_token"
+    zero = torch.zeros(1, 1, decoder.config.width)
+    load_strict(decoder, {token: zero, **state}, source)

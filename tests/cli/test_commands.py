@@ -1,0 +1,203 @@
+"""Commands hand the engine what the user typed, and show what it returns."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from typer.testing import CliRunner
+
+from driftrae_cli.cli.app import app
+from driftrae_cli.config.load import load
+from driftrae_cli.config.schema import DistillConfig, PretrainConfig
+from driftrae_cli.errors import NumericsError
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    distance: float
+    steps: int | None
+
+
+@dataclass(frozen=True)
+class Result:
+    out: str
+    rows: tuple[Row, ...]
+
+
+RESULT = Result("runs/x", (Row("student", 3.14159265, 1), Row("real [1]", float("nan"), None)))
+
+
+def driftrae(*arguments):
+    return CliRunner().invoke(app, list(arguments), prog_name="driftrae")
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    """Replaces an engine function by one that records its call and returns `RESULT`."""
+
+    def replace(module, function, error=None):
+        calls = []
+
+        def record(*positional, **named):
+            named["reporter"].start("work", 2)
+            calls.append((positional, {k: v for k, v in named.items() if k != "reporter"}))
+            if error:
+                raise error
+            return RESULT
+
+        stand_in = SimpleNamespace(**{function: record})
+        monkeypatch.setitem(sys.modules, f"driftrae_cli.engine.{module}", stand_in)
+        return calls
+
+    return replace
+
+
+@pytest.mark.parametrize(
+    ("command", "recipe", "schema", "override"),
+    [
+        ("distill", "shapes", DistillConfig, "optim.steps=3"),
+        ("pretrain", "shapes-pretrain", PretrainConfig, "teacher.steps=3"),
+    ],
+)
+def test_training_commands(engine, command, recipe, schema, override):
+    calls = engine(command, command)
+    assert driftrae(command, recipe).exit_code == 0
+    arguments = ["--set", override, "--set", "seed=4", "--out", "there", "--device", "cpu"]
+    result = driftrae(command, recipe, *arguments)
+    assert result.exit_code == 0
+    changed = load(recipe, [override, "seed=4"], schema)
+    assert calls == [
+        ((load(recipe, [], schema), Path("runs", recipe)), {"device": "auto"}),
+        ((changed, Path("there")), {"device": "cpu"}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("command", "recipe", "plan"),
+    [
+        ("distill", "shapes", "make 7 updates, each with 400 generated latents (320 with"),
+        ("pretrain", "shapes-pretrain", "the decoder alone (7) and the teacher"),
+    ],
+)
+def test_dry_run_shows_the_recipe_and_computes_nothing(engine, tmp_path, command, recipe, plan):
+    calls = engine(command, command)
+    counts = "step={classes: 10, positives: 9, grad_negatives: 32, detached_negatives: 8}"
+    distill = ["optim.steps=7", counts]
+    fields = distill if command == "distill" else ["decoder.steps=7"]
+    options = [word for field in fields for word in ("--set", field)]
+    result = driftrae(command, recipe, *options, "--dry-run", "--out", str(tmp_path / "new"))
+    assert result.exit_code == 0
+    assert calls == []
+    assert not (tmp_path / "new").exists()
+    assert plan in result.stderr
+    assert str(tmp_path / "new") in result.stderr
+    shown = tmp_path / "shown.yaml"
+    shown.write_text(result.stdout)
+    schema = DistillConfig if command == "distill" else PretrainConfig
+    assert load(str(shown), [], schema) == load(recipe, fields, schema)
+
+
+def test_dry_run_as_json(engine):
+    chosen = ["--set", "field.temperatures=[0.5, 1]", "--dry-run", "--json"]
+    result = driftrae("distill", "shapes", *chosen)
+    assert json.loads(result.stdout)["field"]["temperatures"] == [0.5, 1.0]
+
+
+def test_sample(engine):
+    calls = engine("sample", "sample")
+    assert driftrae("sample", "runs/x").exit_code == 0
+    line = "sample t --classes star,3 --per-class 2 --seed 5 --steps 9 --rae r --out o.npz"
+    assert driftrae(*line.split(), "--overwrite", "--device", "cuda").exit_code == 0
+    default = {
+        "classes": "all", "per_class": 8, "seed": 0, "out": Path("samples.png"), "steps": None,
+        "rae": None, "overwrite": False, "device": "auto",
+    }  # fmt: skip
+    given = {
+        "classes": "star,3", "per_class": 2, "seed": 5, "out": Path("o.npz"), "steps": 9,
+        "rae": "r", "overwrite": True, "device": "cuda",
+    }  # fmt: skip
+    assert calls == [(("runs/x",), default), (("t",), given)]
+
+
+def test_eval_fid(engine):
+    calls = engine("evaluate", "evaluate")
+    assert driftrae("eval-fid", "a").exit_code == 0
+    line = "eval-fid a b --data d --per-class 9 --steps 1 --steps 50 --seed 2 --scorer s"
+    assert driftrae(*line.split(), "--device", "cpu").exit_code == 0
+    default = {
+        "data": "shapes", "per_class": 500, "steps": None, "seed": 0,
+        "scorer": "shapes-scorer", "device": "auto",
+    }  # fmt: skip
+    given = {
+        "data": "d", "per_class": 9, "steps": [1, 50], "seed": 2, "scorer": "s", "device": "cpu",
+    }  # fmt: skip
+    assert calls == [((["a"],), default), ((["a", "b"],), given)]
+
+
+def test_analyze_latent(engine):
+    calls = engine("analyze", "analyze")
+    assert driftrae("analyze-latent").exit_code == 0
+    line = "analyze-latent r --data d --classes 3 --samples 20"
+    assert driftrae(*line.split()).exit_code == 0
+    default = {"data": "shapes", "classes": None, "samples": 500, "device": "auto"}
+    given = {"data": "d", "classes": 3, "samples": 20, "device": "auto"}
+    assert calls == [(("shapes-rae",), default), (("r",), given)]
+
+
+def test_results_as_text(engine):
+    engine("evaluate", "evaluate")
+    lines = [line.split() for line in driftrae("eval-fid", "a").stdout.splitlines()]
+    assert lines == [
+        ["out", "runs/x"],
+        ["name", "distance", "steps"],
+        ["student", "3.142", "1"],
+        ["real", "[1]", "nan", "-"],
+    ]
+
+
+def test_results_as_json_leave_stdout_clean(engine):
+    engine("evaluate", "evaluate")
+    result = driftrae("eval-fid", "a", "--json")
+    assert json.loads(result.stdout) == {
+        "out": "runs/x",
+        "rows": [
+            {"name": "student", "distance": 3.14159265, "steps": 1},
+            {"name": "real [1]", "distance": None, "steps": None},
+        ],
+    }
+    assert result.stderr == "work: 0/2\n"
+
+
+def test_engine_errors_become_one_message(engine):
+    engine("distill", "distill", error=NumericsError("step 3: not finite"))
+    result = driftrae("distill", "shapes", "--json")
+    assert result.exit_code == NumericsError.exit_code
+    assert result.stderr == "work: 0/2\nerror: step 3: not finite\n"
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "module", "function", "message"),
+    [
+        (["distill", "shapes"], "distill", "distill", "interrupted; run the same command again"),
+        (["sample", "x"], "sample", "sample", "interrupted\n"),
+    ],
+)
+def test_interruption(engine, arguments, module, function, message):
+    engine(module, function, error=KeyboardInterrupt())
+    result = driftrae(*arguments)
+    assert result.exit_code == 130
+    assert message in result.stderr
+    assert "Abort" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["sample", "x", "--per-class", "0"], ["eval-fid", "x", "--steps", "0"], ["eval-fid"]],
+)
+def test_impossible_numbers_are_usage_errors(arguments):
+    assert driftrae(*arguments).exit_code == 2

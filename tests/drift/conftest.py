@@ -1,0 +1,6 @@
+"""Make `drift_oracle` importable from the tests beside it, in every import mode of pytest."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))

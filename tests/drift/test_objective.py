@@ -1,0 +1,279 @@
+"""The objective against the papers' formulas in plain loops, and its invariances.
+
+Legend: K classes, N queries, M detached samples, P positives, C tokens, D channels.
+"""
+
+import math
+
+import pytest
+import torch
+from drift_oracle import FIELDS, blocks, mean_distance
+
+from driftrae_cli.drift.field import FieldSettings
+from driftrae_cli.drift.objective import DriftObjective, attach_gradient
+from driftrae_cli.errors import ConfigError
+
+K, N, P, C, D = 2, 3, 4, 16, 3
+TEMPERATURES = (0.05, 0.2, 1.0)
+
+
+def _sets(M=2, dtype=torch.float64, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    gen, detached, pos = (
+        torch.randn(K, n, C, D, generator=rng, dtype=torch.float64) for n in (N, M, P)
+    )
+    return gen.to(dtype), detached.to(dtype), (0.5 * pos + 1).to(dtype)
+
+
+def _run(sets, seed=0, **settings):
+    """Loss, gradient with respect to the generated samples, metrics."""
+    gen = sets[0].clone().requires_grad_()
+    objective = DriftObjective(FieldSettings(temperatures=TEMPERATURES, **settings))
+    output = objective(gen, *sets[1:], torch.Generator().manual_seed(seed))
+    output.loss.backward()
+    return output.loss.detach(), gen.grad, output.metrics
+
+
+def _literal(sets, softmax, normalize, sizes):
+    """[D-RAE] eq. 10 with autograd through the stopped goal; also mean |V| / scale."""
+    gen = sets[0].clone().requires_grad_()
+    loss, lengths = 0.0, {}
+    for size in sizes:
+        problems = [
+            (x, d, y)
+            for k in range(K)
+            for x, d, y in zip(*(blocks(part[k], size) for part in (gen, *sets[1:])), strict=True)
+        ]
+        losses = []
+        for tau in TEMPERATURES:
+            fields, scaled = [], []
+            for x, d, y in problems:
+                scale = mean_distance(x.detach(), d, y)
+                field = FIELDS[softmax](x.detach(), x.detach(), d, y, tau * scale)
+                fields.append(field / scale)
+                scaled.append(x / scale)
+            V, g = torch.stack(fields), torch.stack(scaled)
+            norm = V.norm(dim=-1, keepdim=True)
+            lengths[f"field/{size}/{tau:g}"] = norm.mean()
+            rms = norm.square().mean().sqrt()
+            divisor = {"token": norm.clamp_min(1e-4), "batch": rms.clamp_min(1e-4), "none": 1.0}
+            goal = (g + V / divisor[normalize]).detach()
+            losses.append((g - goal).square().sum(-1).mean())
+        loss = loss + torch.stack(losses).mean()
+    loss.backward()
+    return loss.detach(), gen.grad, lengths
+
+
+@pytest.mark.parametrize("group", [(1,), (2,), ("all",), (1, "all")])
+@pytest.mark.parametrize("normalize", ["token", "batch", "none"])
+@pytest.mark.parametrize("M", [0, 2])
+@pytest.mark.parametrize("softmax", ["single", "joint"])
+def test_loss_gradient_and_metrics_are_those_of_the_formula(softmax, M, normalize, group):
+    sets = _sets(M)
+    loss, grad, metrics = _run(
+        sets, softmax=softmax, normalize=normalize, group=group, perturb=False
+    )
+    expected_loss, expected_grad, lengths = _literal(sets, softmax, normalize, group)
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-9, atol=0)
+    torch.testing.assert_close(grad, expected_grad, rtol=1e-7, atol=1e-10)
+    for name, value in lengths.items():
+        torch.testing.assert_close(metrics[name], value, rtol=1e-9, atol=0)
+
+
+def test_unit_pulls_make_the_loss_one_per_group_size():
+    assert _run(_sets())[0].item() == pytest.approx(1)
+    assert _run(_sets(), group=(1, 2, "all"))[0].item() == pytest.approx(3)
+    assert _run(_sets(), normalize="batch")[0].item() == pytest.approx(1)
+
+
+def test_group_sizes_add_up_and_pull_about_equally():
+    """Without perturbation, where the random numbers cannot differ."""
+    sets = _sets()
+    single = _run(sets, perturb=False)[1]
+    whole = _run(sets, group=("all",), perturb=False)[1]
+    both = _run(sets, group=(1, "all"), perturb=False)[1]
+    torch.testing.assert_close(both, single + whole)
+    assert 0.5 < whole.norm() / single.norm() < 2
+
+
+def test_only_the_gradient_carrying_samples_receive_gradient():
+    gen, detached, pos = (part.requires_grad_() for part in _sets())
+    DriftObjective(FieldSettings())(gen, detached, pos, torch.Generator()).loss.backward()
+    assert gen.grad.abs().sum() > 0
+    assert detached.grad is None
+    assert pos.grad is None
+
+
+def test_samples_that_follow_the_pull_arrive_at_the_real_ones():
+    """Gradient descent on the samples themselves, from a distant collapsed start."""
+    rng = torch.Generator().manual_seed(5)
+    pos = torch.randn(1, 40, 1, 2, generator=rng, dtype=torch.float64)
+    gen = 3 + 0.1 * torch.randn(1, 40, 1, 2, generator=rng, dtype=torch.float64)
+    none, lengths = gen[:, :0], []
+    for step in range(40):
+        _, grad, metrics = _run((gen, none, pos), seed=step, normalize="none")
+        gen = gen - 40 * grad
+        lengths.append(metrics["field/1/1"].item())
+    assert lengths[-1] < 0.1 * lengths[0]
+    torch.testing.assert_close(gen.mean((0, 1, 2)), pos.mean((0, 1, 2)), rtol=0, atol=0.2)
+    torch.testing.assert_close(gen.std(1), pos.std(1), rtol=0.4, atol=0)
+
+
+@pytest.mark.parametrize("softmax", ["single", "joint"])
+def test_order_of_the_samples_does_not_matter(softmax):
+    gen, detached, pos = _sets()
+    _, grad, _ = _run((gen, detached, pos), softmax=softmax, perturb=False)
+    shuffled = gen[:, [2, 0, 1]], detached.flip(1), pos[:, [3, 1, 0, 2]]
+    _, moved, _ = _run(shuffled, softmax=softmax, perturb=False)
+    torch.testing.assert_close(moved, grad[:, [2, 0, 1]])
+
+
+def test_classes_do_not_see_each_other():
+    sets = _sets()
+    _, grad, _ = _run(sets, perturb=False)
+    _, alone, _ = _run([part[1:] for part in sets], perturb=False)
+    torch.testing.assert_close(alone / K, grad[1:])
+
+
+@pytest.mark.parametrize("perturb", [False, True])
+def test_a_shift_changes_nothing(perturb):
+    sets = _sets()
+    _, grad, _ = _run(sets, perturb=perturb)
+    _, shifted, _ = _run([part + 7 for part in sets], perturb=perturb)
+    torch.testing.assert_close(shifted, grad)
+
+
+def test_rotations_turn_the_gradient_along():
+    sets = _sets()
+    rng = torch.Generator().manual_seed(9)
+    Q = torch.linalg.qr(torch.randn(D, D, generator=rng, dtype=torch.float64)).Q
+    _, grad, _ = _run(sets, perturb=False)
+    _, turned, _ = _run([part @ Q for part in sets], perturb=False)
+    torch.testing.assert_close(turned, grad @ Q)
+
+
+def test_lengths_are_measured_in_units_of_the_samples():
+    """Everything ten times as large: same pull in units of `scale`, gradient a tenth."""
+    sets = _sets()
+    _, grad, metrics = _run(sets)
+    _, large, same = _run([10 * part for part in sets])
+    torch.testing.assert_close(10 * large, grad, rtol=1e-3, atol=1e-5)  # the floors stay
+    torch.testing.assert_close(same["field/1/0.05"], metrics["field/1/0.05"], rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("softmax", ["single", "joint"])
+@pytest.mark.parametrize("chunk_size", [1, 5, 7, 1000])
+def test_chunks_change_nothing(softmax, chunk_size):
+    settings = {"group": (1, 2, "all"), "normalize": "batch", "softmax": softmax}
+    reference = _run(_sets(), **settings)
+    chunked = _run(_sets(), chunk_size=chunk_size, **settings)
+    torch.testing.assert_close(chunked[1], reference[1], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(chunked[2], reference[2], rtol=1e-9, atol=1e-12)
+
+
+def test_the_perturbation_depends_on_the_generator_alone():
+    sets = _sets()
+    torch.testing.assert_close(_run(sets, seed=1)[1], _run(sets, seed=1)[1], rtol=0, atol=0)
+    assert not torch.allclose(_run(sets, seed=1)[1], _run(sets, seed=2)[1])
+    unmoved = [_run(sets, seed=s, perturb=False)[1] for s in (1, 2)]
+    torch.testing.assert_close(unmoved[0], unmoved[1], rtol=0, atol=0)
+
+
+def test_autocast_does_not_reach_the_field():
+    sets = _sets(dtype=torch.float32)
+    _, grad, _ = _run(sets)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, inside, _ = _run(sets)
+    torch.testing.assert_close(inside, grad, rtol=0, atol=0)
+
+
+def test_half_precision_samples_are_computed_in_float32():
+    coarse = [part.bfloat16() for part in _sets()]
+    _, expected, _ = _run([part.float() for part in coarse])
+    loss, grad, _ = _run(coarse)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(grad, expected.bfloat16(), rtol=0, atol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_agrees_with_the_cpu_and_takes_its_generator():
+    sets = _sets(dtype=torch.float32)
+    on_cuda = [part.cuda() for part in sets]
+    _, expected, _ = _run(sets, perturb=False)
+    _, grad, _ = _run(on_cuda, perturb=False)
+    torch.testing.assert_close(grad.cpu(), expected, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(_run(on_cuda)[1], _run(on_cuda)[1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("perturb", [False, True])
+@pytest.mark.parametrize("normalize", ["token", "batch", "none"])
+@pytest.mark.parametrize("softmax", ["single", "joint"])
+def test_coincident_samples_stay_finite(softmax, normalize, perturb):
+    gen, detached, pos = _sets(dtype=torch.float32)
+    gen[:] = gen[:, :1].clone()  # all queries in one place
+    detached[:] = gen[:, :1]
+    pos[:, 0] = gen[:, 0]
+    settings = {"softmax": softmax, "normalize": normalize, "perturb": perturb}
+    everywhere = [torch.full_like(part, 3.0) for part in (gen, detached, pos)]
+    for sets in ((gen, detached, pos), everywhere):
+        loss, grad, metrics = _run(sets, **settings)
+        assert torch.isfinite(loss)
+        assert torch.isfinite(grad).all()
+        assert all(torch.isfinite(value) for value in metrics.values())
+
+
+def test_a_lonely_query_is_pulled_and_not_pushed():
+    """One generated sample, no negatives: V = sum a y - x."""
+    gen, detached, pos = _sets(M=0)
+    gen = gen[:, :1]
+    _, grad, _ = _run((gen, detached, pos), perturb=False, normalize="none")
+    x, y = gen[1, :, 5], pos[1, :, 5]
+    scale = mean_distance(x, [], y)
+    expected = torch.zeros(D, dtype=torch.float64)
+    for tau in TEMPERATURES:
+        weights = torch.softmax(-(y - x).norm(dim=-1) / (tau * scale), 0)
+        expected += -2 * (weights @ y - x[0]) / len(TEMPERATURES) / (K * C) / scale**2
+    torch.testing.assert_close(grad[1, 0, 5], expected, rtol=1e-6, atol=1e-10)
+
+
+def test_neighbours_count_the_positives_in_reach():
+    """A query on top of a positive, all others far away; then nothing but temperature."""
+    near, far = torch.zeros(1, 1, 1, 2), torch.full((1, 7, 1, 2), 5.0)
+    pos = torch.cat([near, far], dim=1).double()
+    objective = DriftObjective(FieldSettings(temperatures=(0.01, 1e4), perturb=False))
+    none = pos.new_empty(1, 0, 1, 2)
+    metrics = objective(near.double(), none, pos, torch.Generator()).metrics
+    assert metrics["neighbours/1/0.01"].item() == pytest.approx(1)
+    assert metrics["neighbours/1/10000"].item() == pytest.approx(8, rel=1e-3)
+
+
+def test_attached_gradients_scale_with_what_follows():
+    x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    slope = torch.arange(6.0).reshape(2, 3)
+    value = attach_gradient(torch.tensor([4.0, 5.0]), x, slope)
+    (value * torch.tensor([10.0, 100.0])).sum().backward()
+    assert value.tolist() == [4, 5]
+    torch.testing.assert_close(x.grad, slope * torch.tensor([[10.0], [100.0]]))
+
+
+def test_a_group_that_does_not_fit_is_refused():
+    with pytest.raises(ConfigError, match="group 3"):
+        _run(_sets(), group=(3,))
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"softmax": "double"}, "single, joint"),
+        ({"normalize": "sample"}, "token, batch, none"),
+        ({"temperatures": ()}, "at least one"),
+        ({"temperatures": (0.1, 0.0)}, "positive"),
+        ({"temperatures": (math.nan,)}, "positive"),
+        ({"group": ()}, "positive numbers or all"),
+        ({"group": (0,)}, "positive numbers or all"),
+        ({"chunk_size": 0}, "must be positive"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, text):
+    with pytest.raises(ConfigError, match=text):
+        FieldSettings(**settings)
