@@ -100,7 +100,8 @@ def _read(path: Path, image_size: int) -> Tensor:
         with Image.open(path) as picture:
             rgb = picture.convert("RGB")
     except (OSError, UnidentifiedImageError) as error:
-        raise DataError(f"{path}: not a readable picture ({error}); remove or replace it") from error
+        reason = f"not a readable picture ({error}); remove or replace it"
+        raise DataError(f"{path}: {reason}") from error
     side = min(rgb.size)
     left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
     square = rgb.crop((left, top, left + side, top + side))

@@ -45,7 +45,7 @@ def _uniforms(seed: int, index_B: _Array) -> _Array:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     x = x ^ (x >> np.uint64(31))
-    return (x >> np.uint64(11)).astype(np.float64) / float(1 << 53)
+    return np.right_shift(x, np.uint64(11)).astype(np.float64) / float(1 << 53)
 
 
 # Signed distances, negative inside, for a shape of radius about one around the origin.

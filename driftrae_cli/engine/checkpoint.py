@@ -7,11 +7,12 @@ the state there is beside the tensors.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from driftrae_cli.engine.ema import WeightAverage
+from driftrae_cli.engine.ema import Network, WeightAverage
 from driftrae_cli.errors import WeightsError
 from driftrae_cli.models.weights import load_strict, read_tensors, write_tensors
 
@@ -20,7 +21,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 @dataclass(frozen=True)
-class TrainingState:
+class TrainingState(Generic[Network]):
     """What changes while training.
 
     Attributes:
@@ -29,12 +30,12 @@ class TrainingState:
         optimizer: AdamW over `model.named_parameters()` in their order.
     """
 
-    model: nn.Module
-    average: WeightAverage
+    model: Network
+    average: WeightAverage[Network]
     optimizer: torch.optim.AdamW
 
 
-def _optimizer_tensors(state: TrainingState) -> dict[str, Tensor]:
+def _optimizer_tensors(state: TrainingState[Network]) -> dict[str, Tensor]:
     return {
         f"{name}.{moment}": state.optimizer.state[parameter][moment]
         for name, parameter in state.model.named_parameters()
@@ -57,7 +58,7 @@ def checkpoint_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.safetensors"))
 
 
-def save_checkpoint(folder: Path, step: int, state: TrainingState) -> Path:
+def save_checkpoint(folder: Path, step: int, state: TrainingState[Network]) -> Path:
     """Write the state after `step` updates and drop all but the newest two files."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
@@ -72,7 +73,7 @@ def save_checkpoint(folder: Path, step: int, state: TrainingState) -> Path:
     return path
 
 
-def load_latest(folder: Path, state: TrainingState) -> int:
+def load_latest(folder: Path, state: TrainingState[Network]) -> int:
     """Restore the newest checkpoint into `state`; returns its step, 0 where there is none.
 
     Raises:
@@ -90,7 +91,7 @@ def load_latest(folder: Path, state: TrainingState) -> int:
         ) from error
 
 
-def _load(path: Path, state: TrainingState) -> int:
+def _load(path: Path, state: TrainingState[Network]) -> int:
     tensors, metadata = read_tensors(path)
     if metadata.get("kind") != "training" or not metadata.get("step", "").isdigit():
         raise WeightsError(f"{path}: not a training checkpoint of driftrae")

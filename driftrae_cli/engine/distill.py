@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from driftrae_cli.data.images import load_images
 from driftrae_cli.data.sampler import ClassIndex
@@ -30,6 +30,7 @@ from driftrae_cli.engine.sample import (
 from driftrae_cli.engine.train import StepOutput, train
 from driftrae_cli.errors import ConfigError
 from driftrae_cli.hub import resolve
+from driftrae_cli.models.ditdh import DiTDH
 from driftrae_cli.models.generator import OneStepGenerator
 from driftrae_cli.models.rae import RAE
 from driftrae_cli.models.weights import save_model
@@ -58,7 +59,7 @@ class DriftDistillation:
 
     def __init__(
         self,
-        student: nn.Module,
+        student: DiTDH,
         data: LatentSet,
         drift: DriftObjective,
         counts: Counts,
@@ -174,7 +175,7 @@ def distill(config: DistillConfig, out: Path, *, reporter: Reporter, device: str
         precision=config.precision,
     )
 
-    def preview(step: int, model: nn.Module) -> None:
+    def preview(step: int, model: DiTDH) -> None:
         _preview(out / "previews" / f"step-{step:07d}.png", model, flow, rae, config.seed, where)
 
     averaged = train(task, loop, out, reporter, phase="distilling", preview=preview)
@@ -185,7 +186,7 @@ def distill(config: DistillConfig, out: Path, *, reporter: Reporter, device: str
 
 
 def _preview(
-    path: Path, model: nn.Module, flow: FlowCheckpoint, rae: RAE, seed: int, device: torch.device
+    path: Path, model: DiTDH, flow: FlowCheckpoint, rae: RAE, seed: int, device: torch.device
 ) -> None:
     """A grid from fixed noise, one row per class."""
     shown = FlowCheckpoint(model, "student", flow.rae, flow.shift, flow.class_names, flow.sha256)

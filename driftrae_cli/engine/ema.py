@@ -1,9 +1,12 @@
 """Exponential moving average of weights with a warm-up of the decay."""
 
 import copy
+from typing import Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def decay_at(step: int, decay: float, start: float, warmup: int) -> float:
@@ -16,13 +19,13 @@ def decay_at(step: int, decay: float, start: float, warmup: int) -> float:
     return min(decay, start * (decay / start) ** (step / warmup))
 
 
-class WeightAverage:
+class WeightAverage(Generic[Network]):
     """Float32 running average of a network's parameters; `model` holds the averaged copy."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Network) -> None:
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
-        self._average = list(self.model.parameters())
-        self._source = list(model.parameters())
+        self._average: list[Tensor] = list(self.model.parameters())
+        self._source: list[Tensor] = list(model.parameters())
 
     @torch.no_grad()
     def update(self, decay: float) -> None:

@@ -13,6 +13,7 @@ from driftrae_cli.data.images import LabeledImages, load_images, to_uint8, to_un
 from driftrae_cli.engine.report import Reporter
 from driftrae_cli.engine.runtime import pick_device
 from driftrae_cli.engine.sample import (
+    FlowCheckpoint,
     LatentGenerator,
     check_steps,
     generate_pictures,
@@ -148,6 +149,12 @@ class Evaluation:
     seed: int
 
 
+def _all_steps(flow: FlowCheckpoint, steps: list[int] | None) -> list[int]:
+    if flow.role == "student" or not steps:
+        return [check_steps(flow, None)]
+    return [check_steps(flow, n) for n in steps]
+
+
 def evaluate(
     targets: list[str],
     *,
@@ -171,11 +178,7 @@ def evaluate(
     """
     where = pick_device(device)
     flows = [(target, load_flow(target, where)) for target in targets]
-    plan = [
-        (target, flow, check_steps(flow, n))
-        for target, flow in flows
-        for n in ((steps or [None]) if flow.role == "teacher" else [None])
-    ]
+    plan = [(target, flow, n) for target, flow in flows for n in _all_steps(flow, steps)]
     net = load_scorer(scorer, where)
     autoencoders = {flow.rae: load_rae(flow.rae, where) for _, flow in flows}
     image_size = next(iter(autoencoders.values())).config.image_size

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from driftrae_cli.data.images import LabeledImages, load_images
 from driftrae_cli.engine.build import (
@@ -22,6 +21,7 @@ from driftrae_cli.engine.build import (
     rae_config,
     teacher_config,
 )
+from driftrae_cli.engine.ema import Network
 from driftrae_cli.engine.evaluate import (
     REFERENCE_SEED,
     Judge,
@@ -89,7 +89,7 @@ class _Run:
         seed = phase_seed(self.config.seed, phase)
         return Batches(self.data, batch, seed, self.device, self.config.precision)
 
-    def build(self, phase: str, make: Callable[[], nn.Module]) -> nn.Module:
+    def build(self, phase: str, make: Callable[[], Network]) -> Network:
         """A new network whose initial weights depend on `(seed, phase)` alone."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(phase_seed(self.config.seed, phase))
@@ -101,7 +101,9 @@ def phase_seed(seed: int, phase: str) -> int:
     return generator(seed, phase).initial_seed()
 
 
-def pretrain(config: PretrainConfig, out: Path, *, reporter: Reporter, device: str) -> PretrainResult:
+def pretrain(
+    config: PretrainConfig, out: Path, *, reporter: Reporter, device: str
+) -> PretrainResult:
     """Run or resume all phases in the directory `out`.
 
     Raises:
@@ -123,16 +125,18 @@ def pretrain(config: PretrainConfig, out: Path, *, reporter: Reporter, device: s
     rae = load_rae(str(files["rae"]), where)
     network, shift = _teacher(run, rae)
     # A teacher file names its autoencoder by where users will find it.
-    metadata = flow_metadata("teacher", config.rae_name or str(files["rae"]), shift, data.class_names)
+    rae_name = config.rae_name or str(files["rae"])
+    metadata = flow_metadata("teacher", rae_name, shift, data.class_names)
     save_model(files["teacher"], network, "ditdh", network.config, metadata, half=True)
 
     scores = _scores(run, scorer, rae, load_flow(str(files["teacher"]), where))
     table = [asdict(score) for score in scores]
     write_text(out / "scores.json", json.dumps(table, indent=2) + "\n")
-    return PretrainResult(str(out), *(str(path) for path in files.values()), scores)
+    scorer_file, rae_file, teacher_file = map(str, files.values())
+    return PretrainResult(str(out), scorer_file, rae_file, teacher_file, scores)
 
 
-def _frozen(model: nn.Module) -> nn.Module:
+def _frozen(model: Network) -> Network:
     return model.eval().requires_grad_(False)
 
 
@@ -158,7 +162,7 @@ def _autoencoder(run: _Run, judge: FeatureNet) -> RAE:
     )
     loop = pretrain_loop(config.encoder, config.log)
     trained = train(task, loop, run.out / "autoencoder", run.reporter, phase="autoencoder")
-    rae = _frozen(trained["rae"])
+    rae = _frozen(trained.rae)
     set_statistics(rae, run.data, run.device, run.reporter)
     rae.decoder.requires_grad_(True)
     decoder = DecoderObjective(
@@ -194,9 +198,7 @@ def _teacher(run: _Run, rae: RAE) -> tuple[DiTDH, float]:
     return _frozen(train(task, loop, run.out / "teacher", run.reporter, phase="teacher")), shift
 
 
-def _scores(
-    run: _Run, scorer: FeatureNet, rae: RAE, flow: FlowCheckpoint
-) -> tuple[Score, ...]:
+def _scores(run: _Run, scorer: FeatureNet, rae: RAE, flow: FlowCheckpoint) -> tuple[Score, ...]:
     d, each = run.config.data, run.config.log.scored_per_class
     unseen = load_images(d.source, each, d.image_size, REFERENCE_SEED)
     judge = Judge.on(scorer, unseen, run.device)

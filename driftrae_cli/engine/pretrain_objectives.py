@@ -132,6 +132,15 @@ class ContextHeads(nn.Module):
         return [F.cross_entropy(logits, labels_B.repeat_interleave(C)), error.square().mean()]
 
 
+class Autoencoder(nn.Module):
+    """An autoencoder with the heads that it needs only while training."""
+
+    def __init__(self, rae: RAE, heads: ContextHeads) -> None:
+        super().__init__()
+        self.rae = rae
+        self.heads = heads
+
+
 class AutoencoderObjective:
     """Encoder and decoder together: pixels, features, class and miniature from noisy tokens."""
 
@@ -144,13 +153,13 @@ class AutoencoderObjective:
         noise: float,
     ) -> None:
         heads = ContextHeads(rae.latent_shape[0], len(batches.data.class_names))
-        self.model = nn.ModuleDict({"rae": rae, "heads": heads}).to(batches.device)
+        self.model = Autoencoder(rae, heads).to(batches.device)
         self._judge, self._batches, self._weights, self._noise = judge, batches, weights, noise
 
     def __call__(self, step: int) -> StepOutput:
         rng = self._batches.rng(step)
         images, labels = self._batches.draw(rng)
-        rae, heads, weights = self.model["rae"], self.model["heads"], self._weights
+        rae, heads, weights = self.model.rae, self.model.heads, self._weights
         with network_precision(images.device, self._batches.precision):
             tokens = noisy(rae.encoder(rae.preprocess(images)).float(), self._noise, rng)
             decoded = rae.to_unit(rae.decoder(tokens).float())

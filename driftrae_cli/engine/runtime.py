@@ -37,8 +37,9 @@ def has_fast_bf16(device: torch.device) -> bool:
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
-    capability = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capability.get("avx512_bf16") or capability.get("amx_bf16"))
+    ask = getattr(torch.cpu, "get_capabilities", None)  # not in the oldest torch we support
+    has: dict[str, bool] = ask() if ask else {}
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
 @contextmanager

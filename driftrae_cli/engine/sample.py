@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from driftrae_cli.data.images import to_uint8
 from driftrae_cli.engine.pictures import check_output, save_folder, save_grid, save_npz
@@ -19,6 +19,7 @@ from driftrae_cli.engine.runtime import pick_device, sample_noise
 from driftrae_cli.errors import ConfigError, WeightsError
 from driftrae_cli.flow.solvers import solve, time_grid
 from driftrae_cli.hub import resolve
+from driftrae_cli.models.ditdh import DiTDH
 from driftrae_cli.models.generator import OneStepGenerator
 from driftrae_cli.models.rae import RAE
 from driftrae_cli.models.weights import load_model
@@ -39,7 +40,7 @@ class FlowCheckpoint:
         sha256: of the file.
     """
 
-    model: nn.Module
+    model: DiTDH
     role: str
     rae: str
     shift: float
@@ -62,7 +63,7 @@ def load_flow(reference: str, device: torch.device) -> FlowCheckpoint:
     file = resolve(_inside_run(reference))
     loaded = load_model(file.path)
     meta = loaded.metadata
-    if loaded.kind != "ditdh" or "role" not in meta:
+    if not isinstance(loaded.model, DiTDH) or "role" not in meta:
         raise WeightsError(f"{reference}: holds a {loaded.kind}, not a teacher or student")
     return FlowCheckpoint(
         model=loaded.model.to(device).eval().requires_grad_(False),
@@ -232,7 +233,13 @@ def sample(
     reporter.start("sampling", len(labels))
     began = time.perf_counter()
     batches = generate_pictures(
-        make, autoencoder, labels, indices, seed, batch_size, lambda done: reporter.advance(done, {})
+        make,
+        autoencoder,
+        labels,
+        indices,
+        seed,
+        batch_size,
+        advance=lambda done: reporter.advance(done, {}),
     )
     images = torch.cat(list(batches))
     seconds = time.perf_counter() - began
@@ -255,7 +262,5 @@ def _write(
     elif out.suffix == ".npz":
         save_npz(out, images, torch.tensor(labels))
     else:
-        names = [
-            f"{class_names[label]}-{k:05d}" for label, k in zip(labels, indices, strict=True)
-        ]
+        names = [f"{class_names[label]}-{k:05d}" for label, k in zip(labels, indices, strict=True)]
         save_folder(out, images, names)

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from driftrae_cli.engine.checkpoint import TrainingState, load_latest, save_checkpoint
-from driftrae_cli.engine.ema import WeightAverage, decay_at
+from driftrae_cli.engine.ema import Network, WeightAverage, decay_at
 from driftrae_cli.engine.report import Reporter
 from driftrae_cli.errors import NumericsError
 
@@ -39,10 +39,14 @@ class StepOutput:
     samples: int
 
 
-class Objective(Protocol):
+Trained = TypeVar("Trained", bound=nn.Module, covariant=True)
+
+
+class Objective(Protocol[Trained]):
     """What the loop needs to know of a training task."""
 
-    model: nn.Module
+    @property
+    def model(self) -> Trained: ...
 
     def __call__(self, step: int) -> StepOutput: ...
 
@@ -128,7 +132,7 @@ def _line_step(line: str) -> float:
         return float("inf")
 
 
-def new_state(model: nn.Module, settings: LoopSettings) -> TrainingState:
+def new_state(model: Network, settings: LoopSettings) -> TrainingState[Network]:
     """Fresh optimiser and average for `model`."""
     optimizer = torch.optim.AdamW(
         model.parameters(),
@@ -141,14 +145,14 @@ def new_state(model: nn.Module, settings: LoopSettings) -> TrainingState:
 
 
 def train(
-    objective: Objective,
+    objective: Objective[Network],
     settings: LoopSettings,
     folder: Path,
     reporter: Reporter,
     *,
     phase: str = "training",
-    preview: Callable[[int, nn.Module], None] | None = None,
-) -> nn.Module:
+    preview: Callable[[int, Network], None] | None = None,
+) -> Network:
     """Train `objective.model`, resuming from `folder` where it holds checkpoints.
 
     Args:
@@ -206,7 +210,7 @@ def train(
 
 
 def _update(
-    objective: Objective, state: TrainingState, settings: LoopSettings, step: int
+    objective: Objective[Network], state: TrainingState[Network], settings: LoopSettings, step: int
 ) -> tuple[StepOutput, Tensor]:
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate_at(step, settings)

@@ -74,7 +74,7 @@ def frechet_distance(a: GaussianStats, b: GaussianStats) -> float:
     kept = values > _rounding(values)
     root_FR = vectors[:, kept] * values[kept].sqrt()
     product = torch.linalg.eigvalsh(root_FR.T @ cov_2 @ root_FR)
-    overlap = product[product > 0].sqrt().sum()
+    overlap = product[product > _rounding(product)].sqrt().sum()
     distance = (mean_1 - mean_2).square().sum() + cov_1.trace() + cov_2.trace() - 2 * overlap
     return max(0.0, distance.item())
 

@@ -1,0 +1,71 @@
+"""Data sets in memory: shapes, folders, and what is said when a folder is not usable."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from driftrae_cli.data.images import load_images, to_uint8, to_unit
+from driftrae_cli.errors import DataError
+
+
+def _picture(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (40, 20)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+
+
+def test_class_folders_become_sorted_classes(tmp_path: Path) -> None:
+    _picture(tmp_path / "cat" / "b.png", (255, 0, 0))
+    _picture(tmp_path / "cat" / "a.jpg", (250, 0, 0))
+    _picture(tmp_path / "ant" / "c.png", (0, 255, 0))
+    data = load_images(str(tmp_path), None, 16, 0)
+    assert data.class_names == ("ant", "cat")
+    assert data.labels.tolist() == [0, 1, 1]
+    assert data.images.shape == (3, 3, 16, 16)
+    assert data.images[0, :, 8, 8].tolist() == [0, 255, 0]
+
+
+def test_per_class_limits_every_class(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        for i in range(3):
+            _picture(tmp_path / name / f"{i}.png", (i, i, i))
+    assert load_images(str(tmp_path), 2, 8, 0).labels.tolist() == [0, 0, 1, 1]
+
+
+def test_a_flat_folder_is_one_class(tmp_path: Path) -> None:
+    _picture(tmp_path / "x.png", (1, 2, 3))
+    assert load_images(str(tmp_path), None, 8, 0).class_names == (tmp_path.name,)
+
+
+def test_the_centre_square_is_kept(tmp_path: Path) -> None:
+    wide = Image.new("RGB", (48, 16), (0, 0, 0))
+    wide.paste((255, 255, 255), (16, 0, 32, 16))
+    wide.save(tmp_path / "wide.png")
+    assert (load_images(str(tmp_path), None, 16, 0).images == 255).all()
+
+
+def test_an_unreadable_picture_is_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"not a picture")
+    with pytest.raises(DataError, match=r"broken\.png: not a readable picture"):
+        load_images(str(tmp_path), None, 8, 0)
+
+
+def test_missing_and_empty_folders(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such folder; give 'shapes'"):
+        load_images(str(tmp_path / "nowhere"), None, 8, 0)
+    with pytest.raises(DataError, match="holds no pictures"):
+        load_images(str(tmp_path), None, 8, 0)
+
+
+def test_shapes_need_a_count_and_their_own_size() -> None:
+    with pytest.raises(DataError, match=r"data\.per_class"):
+        load_images("shapes", None, 32, 0)
+    with pytest.raises(DataError, match="32 rows, not 64"):
+        load_images("shapes", 1, 64, 0)
+
+
+def test_uint8_round_trip_and_clamping() -> None:
+    every = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_uint8(to_unit(every)), every)
+    assert to_uint8(torch.tensor([-0.3, 1.7, 0.5])).tolist() == [0, 255, 128]

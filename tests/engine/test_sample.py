@@ -1,0 +1,127 @@
+"""Sampling: what a sample depends on, and what is written."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from driftrae_cli.engine.report import NullReporter
+from driftrae_cli.engine.runtime import generator, sample_noise
+from driftrae_cli.engine.sample import (
+    LatentGenerator,
+    check_steps,
+    choose_classes,
+    flow_metadata,
+    load_flow,
+    sample,
+)
+from driftrae_cli.errors import ConfigError, OutputError, WeightsError
+from driftrae_cli.models.ditdh import DiTDH, DiTDHConfig
+from driftrae_cli.models.weights import save_model
+
+NAMES = ("disc", "square", "triangle")
+
+
+@pytest.fixture
+def student(tmp_path: Path) -> str:
+    """An untrained student for the built-in autoencoder's latents."""
+    torch.manual_seed(0)
+    config = DiTDHConfig(4, 64, (16, 16), (1, 1), (2, 2), len(NAMES))
+    model = DiTDH(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    path = tmp_path / "student.safetensors"
+    save_model(path, model, "ditdh", config, flow_metadata("student", "shapes-rae", 1.0, NAMES))
+    return str(path)
+
+
+def _draw(checkpoint: str, out: Path, **options: object) -> None:
+    settings = {"classes": "all", "per_class": 2, "seed": 0, **options}
+    sample(checkpoint, out=out, reporter=NullReporter(), device="cpu", **settings)  # type: ignore[arg-type]
+
+
+def test_noise_depends_on_seed_index_and_class_alone() -> None:
+    together = sample_noise(1, [0, 1, 2], [5, 5, 6], (2, 2))
+    assert torch.equal(together[1], sample_noise(1, [1], [5], (2, 2))[0])
+    others = [sample_noise(2, [1], [5], (2, 2)), sample_noise(1, [1], [6], (2, 2))]
+    assert not any(torch.equal(together[1], other[0]) for other in others)
+
+
+def test_neighbouring_addresses_are_unrelated() -> None:
+    draws = torch.stack([torch.randn(2000, generator=generator(0, "a", k)) for k in range(4)])
+    assert (torch.corrcoef(draws) - torch.eye(4)).abs().max() < 0.1
+
+
+def test_a_sample_does_not_depend_on_its_batch(student: str) -> None:
+    flow = load_flow(student, torch.device("cpu"))
+    make = LatentGenerator(flow, (64, 4, 4), 1, torch.device("cpu"))
+    together = make([0, 1, 1, 2], [0, 0, 1, 3], 7)
+    torch.testing.assert_close(make([1], [1], 7)[0], together[2], rtol=1e-5, atol=1e-5)
+
+
+def test_one_step_is_noise_minus_velocity(student: str) -> None:
+    flow = load_flow(student, torch.device("cpu"))
+    make = LatentGenerator(flow, (64, 4, 4), 1, torch.device("cpu"))
+    z = sample_noise(0, [4], [2], (64, 4, 4))
+    with torch.no_grad():
+        expected = z - flow.model(z, torch.ones(1), torch.tensor([2]))
+    torch.testing.assert_close(make([2], [4], 0), expected)
+
+
+def test_npz_has_the_adm_layout(student: str, tmp_path: Path) -> None:
+    out = tmp_path / "x.npz"
+    _draw(student, out)
+    with np.load(out) as arrays:
+        assert arrays["arr_0"].shape == (6, 32, 32, 3)
+        assert arrays["arr_0"].dtype == np.uint8
+        assert arrays["arr_1"].tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_grid_and_folder_hold_the_same_pictures(student: str, tmp_path: Path) -> None:
+    _draw(student, tmp_path / "grid.png")
+    _draw(student, tmp_path / "folder")
+    grid = np.array(Image.open(tmp_path / "grid.png"))[::3, ::3]
+    assert grid.shape == (3 * 32, 2 * 32, 3)
+    single = np.array(Image.open(tmp_path / "folder" / "square-00001.png"))
+    assert (grid[32:64, 32:64] == single).all()
+
+
+def test_existing_output_is_kept_unless_told(student: str, tmp_path: Path) -> None:
+    out = tmp_path / "grid.png"
+    out.write_text("mine")
+    with pytest.raises(OutputError, match="exists already.*--overwrite"):
+        _draw(student, out)
+    assert out.read_text() == "mine"
+    _draw(student, out, overwrite=True)
+    assert Image.open(out).size == (192, 288)
+
+
+def test_classes_by_name_and_number() -> None:
+    assert choose_classes("all", NAMES) == [0, 1, 2]
+    assert choose_classes("triangle, 0", NAMES) == [2, 0]
+    for wrong in ("circle", "3", "-1", ""):
+        with pytest.raises(ConfigError, match="numbers go from 0 to 2, names are: disc, square"):
+            choose_classes(wrong, NAMES)
+
+
+def test_a_student_has_one_step(student: str) -> None:
+    flow = load_flow(student, torch.device("cpu"))
+    assert check_steps(flow, None) == 1
+    with pytest.raises(ConfigError, match="--steps 50: a student"):
+        check_steps(flow, 50)
+
+
+def test_what_is_not_a_flow_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="holds a rae, not a teacher or student"):
+        load_flow("shapes-rae", torch.device("cpu"))
+    with pytest.raises(WeightsError, match="the run has not finished"):
+        load_flow(str(tmp_path), torch.device("cpu"))
+
+
+def test_header_names_survive(student: str) -> None:
+    flow = load_flow(student, torch.device("cpu"))
+    assert flow.class_names == NAMES
+    assert json.dumps(flow.rae) == '"shapes-rae"'
