@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 from driftrae_cli.config.fields import REQUIRED, Contradiction, section, setting
 
 Precision = Literal["auto", "float32", "bf16"]
+Storage = Literal["float32", "float16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +110,7 @@ class DistillConfig:
     log: DistillLogConfig = section(DistillLogConfig, "how often something is written")
     seed: int = setting(0, "of everything random in the run", min=0)
     precision: Precision = setting("auto", "of the networks; auto is bf16 where that is fast")
+    storage: Storage = setting("float32", "of the student's weights in its file")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -181,7 +181,8 @@ def distill(config: DistillConfig, out: Path, *, reporter: Reporter, device: str
     averaged = train(task, loop, out, reporter, phase="distilling", preview=preview)
     _preview(grid, averaged, flow, rae, config.seed, where)
     metadata = flow_metadata("student", config.rae, flow.shift, flow.class_names)
-    save_model(student_file, averaged, "ditdh", averaged.config, metadata)
+    half = config.storage == "float16"
+    save_model(student_file, averaged, "ditdh", averaged.config, metadata, half=half)
     return DistillResult(str(out), str(student_file), str(grid), loop.steps, False)
 
 
