@@ -41,7 +41,7 @@ def _uniforms(seed: int, index_B: _Array) -> _Array:
     wrap = (1 << 64) - 1
     start = np.uint64((seed * 0xD1342543DE82EF95 + golden) & wrap)
     counter = index_B.astype(np.uint64)[:, None] * np.uint64(_DRAWS)
-    x = start + (counter + np.arange(_DRAWS, dtype=np.uint64)) * np.uint64(golden)
+    x: _Array = start + (counter + np.arange(_DRAWS, dtype=np.uint64)) * np.uint64(golden)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     x = x ^ (x >> np.uint64(31))

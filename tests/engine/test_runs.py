@@ -53,9 +53,7 @@ def test_a_run_leaves_everything_it_promises(tmp_path: Path) -> None:
     assert sum(name.startswith("field/") for name in line) > 0
 
 
-def test_a_broken_off_run_resumes_exactly(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_broken_off_run_resumes_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, _ = read_tensors(Path(_distill(tmp_path / "whole")))
     update = training._update
 

@@ -92,7 +92,7 @@ def test_grid_and_folder_hold_the_same_pictures(student: str, tmp_path: Path) ->
 def test_existing_output_is_kept_unless_told(student: str, tmp_path: Path) -> None:
     out = tmp_path / "grid.png"
     out.write_text("mine")
-    with pytest.raises(OutputError, match="exists already.*--overwrite"):
+    with pytest.raises(OutputError, match=r"exists already.*--overwrite"):
         _draw(student, out)
     assert out.read_text() == "mine"
     _draw(student, out, overwrite=True)

@@ -36,7 +36,9 @@ def test_sincos_table_follows_the_column_then_the_row():
     torch.testing.assert_close(table[2, 1, 7], torch.tensor(2.0 / 100).cos())
 
 
-@pytest.mark.parametrize(("width", "inner"), [(32, 85), (40, 106), (48, 128), (1152, 3072), (2048, 5461)])
+@pytest.mark.parametrize(
+    ("width", "inner"), [(32, 85), (40, 106), (48, 128), (1152, 3072), (2048, 5461)]
+)
 def test_gated_width_is_a_floor(width, inner):
     with torch.device("meta"):
         mlp = SwiGLU(width, 4.0)
