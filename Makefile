@@ -41,5 +41,5 @@ demo: $(READY) ## Distil the built-in teacher and look at the pictures (CPU, min
 assets: $(READY) ## Train the built-in models again (CPU, hours)
 	$(BIN)/driftrae pretrain shapes-pretrain --out runs/assets-pretrain
 	cp runs/assets-pretrain/{rae,teacher,scorer}.safetensors driftrae_cli/assets/shapes/
-	$(BIN)/driftrae distill shapes-full --out runs/assets-student
+	$(BIN)/driftrae distill shapes --out runs/assets-student
 	cp runs/assets-student/student.safetensors driftrae_cli/assets/shapes/
