@@ -93,7 +93,24 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
             save_file(ready, partial, metadata)
         except SafetensorError as error:  # it wraps what the operating system says
             raise OSError(str(error)) from error
+        _sort_metadata(partial)
         partial.chmod(mode)  # safetensors leaves a file that only its owner may read
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the header's metadata in order: safetensors writes it in a random one.
+
+    Equal models must be equal files, or their SHA-256 says nothing.
+    """
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        if "__metadata__" in header:
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= length, "the tensors begin right behind the header"
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

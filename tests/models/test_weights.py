@@ -93,6 +93,21 @@ def test_parameters_beyond_half_precision_keep_the_old_file(saved):
     assert path.read_bytes() == before and os.listdir(path.parent) == [path.name]
 
 
+def test_equal_models_are_equal_files(tmp_path):
+    """safetensors alone writes its metadata in a random order."""
+    model, config = _model("ditdh")
+    extra = {
+        "role": "teacher",
+        "note": '\u00e9\u2192\n\t"quoted"\x01\x7f',
+        **{f"k{i}": "v" for i in range(8)},
+    }
+    files = [tmp_path / f"{k}.safetensors" for k in range(4)]
+    for path in files:
+        save_model(path, model, "ditdh", config, extra)
+    assert len({path.read_bytes() for path in files}) == 1
+    assert load_model(files[0]).metadata == extra
+
+
 def test_files_have_the_usual_permissions(saved):
     _, path = saved
     other = path.with_name("other")
