@@ -208,6 +208,9 @@ class TeacherTrainConfig:
     warmup: int = setting(200, "updates of rising rate", min=0)
     ema_decay: float = setting(0.999, "decay of the weight average", min=0, max=0.999999)
     label_dropout: float = setting(0.1, "share of labels replaced by the null label", min=0, max=1)
+    time_shift: float | None = setting(
+        None, "shift of times towards noise; by default sqrt(latent size / 4096)", min=1
+    )
 
     def contradictions(self) -> list[Contradiction]:
         problems = _falling(self.final_learning_rate, self.learning_rate)

@@ -30,6 +30,8 @@ IMAGE_SIZE = 32
 
 _Array = np.ndarray
 _DRAWS = 14  # random quantities per image
+_LARGEST_OFFSET = 4.0  # of the centre from the middle, in pixels, along each axis
+_LARGEST_TURN = np.pi / 6  # to either side
 
 
 def _uniforms(seed: int, index_B: _Array) -> _Array:
@@ -80,7 +82,7 @@ def _star(x: _Array, y: _Array) -> _Array:
     radius, angle = np.hypot(x, y), np.arctan2(y, x)
     folded = np.abs((angle + np.pi / 5) % (2 * np.pi / 5) - np.pi / 5)
     px, py = radius * np.cos(folded), radius * np.sin(folded)
-    tip, notch = np.array([1.1, 0.0]), 0.45 * np.array([np.cos(np.pi / 5), np.sin(np.pi / 5)])
+    tip, notch = np.array([1.05, 0.0]), 0.45 * np.array([np.cos(np.pi / 5), np.sin(np.pi / 5)])
     edge = (notch - tip) / np.linalg.norm(notch - tip)
     return (px - tip[0]) * edge[1] - (py - tip[1]) * edge[0]
 
@@ -135,10 +137,9 @@ def _rgb(hue_B: _Array, saturation_B: _Array, value_B: _Array) -> _Array:
 def _coverage(u: _Array, label_B: _Array) -> _Array:
     """Share of every pixel that the shape covers, [B, H, W], anti-aliased over one pixel."""
     axis = np.arange(IMAGE_SIZE) + 0.5
-    radius_B = 7.0 + 4.0 * u[:, 2]
-    margin_B = radius_B + 1
-    centre_B2 = margin_B[:, None] + u[:, :2] * (IMAGE_SIZE - 2 * margin_B)[:, None]
-    turn_B = 2 * np.pi * u[:, 3]
+    radius_B = 8.0 + 3.0 * u[:, 2]
+    centre_B2 = IMAGE_SIZE / 2 + _LARGEST_OFFSET * (2 * u[:, :2] - 1)
+    turn_B = _LARGEST_TURN * (2 * u[:, 3] - 1)
     dx = (axis[None, None, :] - centre_B2[:, 0, None, None]) / radius_B[:, None, None]
     dy = (axis[None, :, None] - centre_B2[:, 1, None, None]) / radius_B[:, None, None]
     cos, sin = np.cos(turn_B)[:, None, None], np.sin(turn_B)[:, None, None]

@@ -183,7 +183,7 @@ def _teacher(run: _Run, rae: RAE) -> tuple[DiTDH, float]:
     latents = encode_all(rae, run.data, run.device, run.reporter)
     D, H, W = rae.latent_shape
     shape = teacher_config(settings, (D, H, W), len(run.data.class_names))
-    shift = shift_for(D * H * W)
+    shift = settings.time_shift or shift_for(D * H * W)
     task = VelocityObjective(
         run.build("teacher", lambda: DiTDH(shape)),
         latents,

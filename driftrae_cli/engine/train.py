@@ -230,9 +230,10 @@ def _update(
 
 
 def _numbers(output: StepOutput, grad_norm: Tensor, learning_rate: float) -> dict[str, float]:
+    # The objective's own metrics come first: the drifting loss itself is constant.
     return {
-        "loss": output.loss.item(),
         **{name: float(torch.as_tensor(value).detach()) for name, value in output.metrics.items()},
+        "loss": output.loss.item(),
         "grad_norm": grad_norm.item(),
         "learning_rate": learning_rate,
     }
