@@ -12,7 +12,7 @@ from pathlib import Path
 from driftrae_cli.errors import HubError, WeightsError
 
 _SHAPES = Path(__file__).parent / "assets" / "shapes"
-_HUB = "hf://"
+HUB = "hf://"
 
 BUILT_IN = {
     "shapes-rae": _SHAPES / "rae.safetensors",
@@ -45,7 +45,7 @@ class _HubFile:
 
     def __str__(self) -> str:
         at = f"@{self.revision}" if self.revision else ""
-        return f"{_HUB}{self.repo}/{self.name}{at}"
+        return f"{HUB}{self.repo}/{self.name}{at}"
 
 
 def resolve(reference: str) -> LocalFile:
@@ -55,7 +55,7 @@ def resolve(reference: str) -> LocalFile:
         WeightsError: there is no such local file.
         HubError: the Hub does not have it, does not give it, or cannot be reached.
     """
-    on_hub = reference.startswith(_HUB)
+    on_hub = reference.startswith(HUB)
     path = _download(_parse(reference)) if on_hub else _local(reference)
     with path.open("rb") as file:
         return LocalFile(path, hashlib.file_digest(file, "sha256").hexdigest())
@@ -90,7 +90,7 @@ def _no_such_file(reference: str, path: Path) -> str:
 
 
 def _parse(reference: str) -> _HubFile:
-    address, _, revision = reference.removeprefix(_HUB).partition("@")
+    address, _, revision = reference.removeprefix(HUB).partition("@")
     parts = address.split("/")
     if len(parts) < 3 or not all(parts):
         raise HubError(f"{reference}: write it as hf://org/repo/path/of/file[@revision]")
@@ -128,7 +128,7 @@ def _explain(error: Exception, file: _HubFile) -> str:
         (
             errors.LocalEntryNotFoundError,
             "the Hub cannot be reached and the file is not in the local cache. Check the "
-            "network and HF_HUB_OFFLINE, or download the file elsewhere and give its path.",
+            "network and HFHUB_OFFLINE, or download the file elsewhere and give its path.",
         ),
         (
             errors.EntryNotFoundError,

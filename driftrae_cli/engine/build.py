@@ -4,9 +4,11 @@ The only module of the engine that knows the configuration; the others take its 
 here.
 """
 
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, TypeVar
 
 from driftrae_cli.config.load import dump as config_yaml
+from driftrae_cli.config.load import load
 from driftrae_cli.config.schema import (
     DistillConfig,
     DistillLogConfig,
@@ -29,6 +31,7 @@ from driftrae_cli.models.rae import RAEConfig
 __all__ = [
     "DistillConfig",
     "PretrainConfig",
+    "RunConfig",
     "autoencoder_weights",
     "config_yaml",
     "feature_net_config",
@@ -36,10 +39,23 @@ __all__ = [
     "loop_settings",
     "pretrain_loop",
     "rae_config",
+    "read_config",
     "teacher_config",
 ]
 
+RunConfig = DistillConfig | PretrainConfig
+_Config = TypeVar("_Config", DistillConfig, PretrainConfig)
+
 _ENCODER_MLP_RATIO = 4.0
+
+
+def read_config(file: Path, schema: type[_Config]) -> _Config:
+    """The resolved recipe of a run; fields that are newer than it have their defaults.
+
+    Raises:
+        ConfigError: the file does not fit today's schema.
+    """
+    return load(str(file), [], schema)
 
 
 class PhaseSettings(Protocol):

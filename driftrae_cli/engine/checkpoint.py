@@ -69,7 +69,7 @@ def save_checkpoint(folder: Path, step: int, state: TrainingState[Network]) -> P
     path = folder / f"step-{step:07d}.safetensors"
     write_tensors(path, tensors, {"format": "driftrae", "kind": "training", "step": str(step)})
     for old in checkpoint_files(folder)[:-_KEEP]:
-        old.unlink()
+        old.unlink(missing_ok=True)
     return path
 
 
@@ -113,5 +113,5 @@ def _moment(
     key = f"{name}.{moment}"
     if key not in moments:
         raise WeightsError(f"{source}: the optimiser state lacks {key}")
-    device = "cpu" if moment == "step" else parameter.device
-    return moments[key].to(device=device, copy=True)
+    # The fused AdamW counts its steps on the parameter's device too.
+    return moments[key].to(device=parameter.device, copy=True)

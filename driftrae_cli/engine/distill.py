@@ -4,16 +4,18 @@ Legend: K classes in the step, P positives, N gradient-carrying and M detached g
 samples per class, C tokens, D channels, H, W latent rows and columns.
 """
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from driftrae_cli.data.images import load_images
+from driftrae_cli.data.images import LabeledImages, load_images
 from driftrae_cli.data.sampler import ClassIndex
+from driftrae_cli.drift.groups import block_shape
 from driftrae_cli.drift.objective import DriftObjective
-from driftrae_cli.engine.build import DistillConfig, config_yaml, field_settings, loop_settings
+from driftrae_cli.engine.build import DistillConfig, field_settings, loop_settings
 from driftrae_cli.engine.latents import LatentSet, encode_all
 from driftrae_cli.engine.pictures import save_grid
 from driftrae_cli.engine.report import Reporter
@@ -22,10 +24,12 @@ from driftrae_cli.engine.runtime import generator, network_precision, pick_devic
 from driftrae_cli.engine.sample import (
     FlowCheckpoint,
     LatentGenerator,
+    check_latents,
     flow_metadata,
     generate_pictures,
     load_flow,
     load_rae,
+    portable_reference,
 )
 from driftrae_cli.engine.train import StepOutput, train
 from driftrae_cli.errors import ConfigError
@@ -116,7 +120,7 @@ class DistillResult:
         student: the averaged one-step generator, safetensors.
         preview: grid of its pictures.
         steps: updates made.
-        resumed: whether an earlier call had made all of them already.
+        already_finished: whether an earlier call had made all of them already.
     """
 
     out: str
@@ -126,19 +130,42 @@ class DistillResult:
     already_finished: bool
 
 
-def _check_fit(flow: FlowCheckpoint, rae: RAE, data: LatentSet, config: DistillConfig) -> None:
-    if flow.role != "teacher":
-        raise ConfigError(f"teacher: {config.teacher} is a {flow.role}; give a flow teacher")
-    if len(data.class_names) != len(flow.class_names):
+def _in_order_of(class_names: tuple[str, ...], images: LabeledImages, source: str) -> LabeledImages:
+    """`images` with labels that mean what the teacher means by them.
+
+    Raises:
+        ConfigError: the two do not know the same classes.
+    """
+    if sorted(images.class_names) != sorted(class_names):
+        ours = sorted(set(images.class_names) - set(class_names))
+        its = sorted(set(class_names) - set(images.class_names))
         raise ConfigError(
-            f"data.source: {config.data.source} has {len(data.class_names)} classes, "
-            f"the teacher has {len(flow.class_names)}"
+            f"data.source: {source} and the teacher have different classes; only in the data: "
+            f"{_some(ours)}; only in the teacher: {_some(its)}. Rename the folders of the classes."
         )
-    if config.step.classes > len(data.class_names):
+    position = torch.tensor([class_names.index(name) for name in images.class_names])
+    return replace(images, labels=position[images.labels], class_names=class_names)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:10]) + (", …" if len(names) > 10 else "") if names else "none"
+
+
+def _check_counts(config: DistillConfig, images: LabeledImages, tokens: int) -> None:
+    """Find, before anything is computed, what a step could not do with these pictures."""
+    wanted, classes = config.step, len(images.class_names)
+    if wanted.classes > classes:
         raise ConfigError(
-            f"step.classes: {config.step.classes} is more than the data set's "
-            f"{len(data.class_names)} classes"
+            f"step.classes: {wanted.classes} is more than the data set's {classes} classes"
         )
+    label, fewest = min(Counter(images.labels.tolist()).items(), key=lambda item: item[1])
+    if wanted.positives > fewest:
+        raise ConfigError(
+            f"step.positives: {wanted.positives} is more than the {fewest} pictures of class "
+            f"{images.class_names[label]}; lower it, or raise data.per_class or add pictures"
+        )
+    for size in config.field.group:
+        block_shape(tokens, size)
 
 
 def distill(config: DistillConfig, out: Path, *, reporter: Reporter, device: str) -> DistillResult:
@@ -148,17 +175,34 @@ def distill(config: DistillConfig, out: Path, *, reporter: Reporter, device: str
         DriftraeError: a setting, file or number that stops the run; the text says what to do.
     """
     where = pick_device(device)
-    files = {"teacher": resolve(config.teacher), "rae": resolve(config.rae)}
+    weights = {"teacher": resolve(config.teacher), "rae": resolve(config.rae)}
     flow, rae = load_flow(config.teacher, where), load_rae(config.rae, where)
-    open_run(out, config_yaml(config), files)
+    if flow.role != "teacher":
+        raise ConfigError(f"teacher: {config.teacher} is a {flow.role}; give a flow teacher")
+    check_latents(flow, rae)
+    d = config.data
+    pictures = load_images(d.source, d.per_class, rae.config.image_size, d.seed)
+    images = _in_order_of(flow.class_names, pictures, d.source)
+    _, H, W = rae.latent_shape
+    _check_counts(config, images, H * W)
+    with open_run(out, config, weights, where):
+        return _distill(config, out, flow, rae, images, reporter, where)
+
+
+def _distill(
+    config: DistillConfig,
+    out: Path,
+    flow: FlowCheckpoint,
+    rae: RAE,
+    images: LabeledImages,
+    reporter: Reporter,
+    device: torch.device,
+) -> DistillResult:
     student_file, grid = out / "student.safetensors", out / "samples.png"
     loop = loop_settings(config.optim, config.log)
     if student_file.exists():
         return DistillResult(str(out), str(student_file), str(grid), loop.steps, True)
-    d = config.data
-    images = load_images(d.source, d.per_class, rae.config.image_size, d.seed)
-    data = encode_all(rae, images, where, reporter)
-    _check_fit(flow, rae, data, config)
+    data = encode_all(rae, images, device, reporter)
     counts = Counts(
         config.step.classes,
         config.step.positives,
@@ -166,21 +210,22 @@ def distill(config: DistillConfig, out: Path, *, reporter: Reporter, device: str
         config.step.detached_negatives,
     )
     task = DriftDistillation(
-        flow.model.requires_grad_(True),
+        flow.model,
         data,
         DriftObjective(field_settings(config.field)),
         counts,
         seed=config.seed,
-        device=where,
+        device=device,
         precision=config.precision,
     )
 
     def preview(step: int, model: DiTDH) -> None:
-        _preview(out / "previews" / f"step-{step:07d}.png", model, flow, rae, config.seed, where)
+        _preview(out / "previews" / f"step-{step:07d}.png", model, flow, rae, config.seed, device)
 
     averaged = train(task, loop, out, reporter, phase="distilling", preview=preview)
-    _preview(grid, averaged, flow, rae, config.seed, where)
-    metadata = flow_metadata("student", config.rae, flow.shift, flow.class_names)
+    _preview(grid, averaged, flow, rae, config.seed, device)
+    autoencoder = portable_reference(config.rae, out)
+    metadata = flow_metadata("student", autoencoder, flow.shift, flow.class_names)
     half = config.storage == "float16"
     save_model(student_file, averaged, "ditdh", averaged.config, metadata, half=half)
     return DistillResult(str(out), str(student_file), str(grid), loop.steps, False)
@@ -190,7 +235,7 @@ def _preview(
     path: Path, model: DiTDH, flow: FlowCheckpoint, rae: RAE, seed: int, device: torch.device
 ) -> None:
     """A grid from fixed noise, one row per class."""
-    shown = FlowCheckpoint(model, "student", flow.rae, flow.shift, flow.class_names, flow.sha256)
+    shown = replace(flow, model=model, role="student")
     make = LatentGenerator(shown, rae.latent_shape, 1, device)
     classes = range(min(_PREVIEW_CLASSES, len(flow.class_names)))
     labels = [label for label in classes for _ in range(_PREVIEWS_PER_CLASS)]

@@ -5,7 +5,7 @@ in the middle of the phase that it was in.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,7 +15,6 @@ from driftrae_cli.data.images import LabeledImages, load_images
 from driftrae_cli.engine.build import (
     PretrainConfig,
     autoencoder_weights,
-    config_yaml,
     feature_net_config,
     pretrain_loop,
     rae_config,
@@ -32,6 +31,7 @@ from driftrae_cli.engine.evaluate import (
 )
 from driftrae_cli.engine.latents import encode_all, set_statistics
 from driftrae_cli.engine.pretrain_objectives import (
+    Autoencoder,
     AutoencoderObjective,
     Batches,
     ClassifierObjective,
@@ -43,7 +43,6 @@ from driftrae_cli.engine.rundir import open_run
 from driftrae_cli.engine.runtime import generator, pick_device
 from driftrae_cli.engine.sample import (
     TEACHER_STEPS,
-    FlowCheckpoint,
     LatentGenerator,
     flow_metadata,
     load_flow,
@@ -52,6 +51,7 @@ from driftrae_cli.engine.sample import (
 from driftrae_cli.engine.train import train
 from driftrae_cli.files import write_text
 from driftrae_cli.flow.path import shift_for
+from driftrae_cli.models.decoder import ViTDecoder
 from driftrae_cli.models.ditdh import DiTDH
 from driftrae_cli.models.feature_net import FeatureNet
 from driftrae_cli.models.rae import RAE
@@ -65,6 +65,7 @@ class PretrainResult:
     Attributes:
         out: run directory.
         scorer, rae, teacher: files in it.
+        already_finished: whether an earlier call had made all of it already.
         scores: real pictures, reconstructions, and the teacher at 50 steps and at one.
     """
 
@@ -72,6 +73,7 @@ class PretrainResult:
     scorer: str
     rae: str
     teacher: str
+    already_finished: bool
     scores: tuple[Score, ...]
 
 
@@ -112,28 +114,38 @@ def pretrain(
     where = pick_device(device)
     d = config.data
     data = load_images(d.source, d.per_class, d.image_size, d.seed)
-    open_run(out, config_yaml(config), {})
-    run = _Run(config, out, data, reporter, where)
-    files = {name: out / f"{name}.safetensors" for name in ("scorer", "rae", "teacher")}
+    with open_run(out, config, {}, where):
+        return _pretrain(_Run(config, out, data, reporter, where))
 
-    # Each file is read back: what comes later must see the weights as they are stored.
-    net = _classifier(run, "scorer")
-    save_model(files["scorer"], net, "feature-net", net.config, half=True)
-    scorer = load_scorer(str(files["scorer"]), where)
-    autoencoder = _autoencoder(run, judge=_classifier(run, "judge"))
-    save_model(files["rae"], autoencoder, "rae", autoencoder.config, half=True)
-    rae = load_rae(str(files["rae"]), where)
+
+def _pretrain(run: _Run) -> PretrainResult:
+    """What exists already is kept; every file is read back, so that what comes later sees the
+    weights as they are stored."""
+    files = {name: run.out / f"{name}.safetensors" for name in ("scorer", "rae", "teacher")}
+    scores_file = run.out / "scores.json"
+    finished = scores_file.exists()
+    if not files["scorer"].exists():
+        net = _classifier(run, "scorer")
+        save_model(files["scorer"], net, "feature-net", net.config, half=True)
+    if not files["rae"].exists():
+        autoencoder = _autoencoder(run, judge=_classifier(run, "judge"))
+        save_model(files["rae"], autoencoder, "rae", autoencoder.config, half=True)
+    if not files["teacher"].exists():
+        _save_teacher(run, load_rae(str(files["rae"]), run.device), files["teacher"])
+    if not finished:
+        table = [asdict(score) for score in _scores(run, files)]
+        write_text(scores_file, json.dumps(table, indent=2) + "\n")
+    scores = tuple(Score(**row) for row in json.loads(scores_file.read_text()))
+    scorer, rae, teacher = map(str, files.values())
+    return PretrainResult(str(run.out), scorer, rae, teacher, finished, scores)
+
+
+def _save_teacher(run: _Run, rae: RAE, file: Path) -> None:
     network, shift = _teacher(run, rae)
-    # A teacher file names its autoencoder by where users will find it.
-    rae_name = config.rae_name or str(files["rae"])
-    metadata = flow_metadata("teacher", rae_name, shift, data.class_names)
-    save_model(files["teacher"], network, "ditdh", network.config, metadata, half=True)
-
-    scores = _scores(run, scorer, rae, load_flow(str(files["teacher"]), where))
-    table = [asdict(score) for score in scores]
-    write_text(out / "scores.json", json.dumps(table, indent=2) + "\n")
-    scorer_file, rae_file, teacher_file = map(str, files.values())
-    return PretrainResult(str(out), scorer_file, rae_file, teacher_file, scores)
+    # A teacher names its autoencoder by where users will find it: beside it, or in the package.
+    autoencoder = run.config.rae_name or "rae.safetensors"
+    metadata = flow_metadata("teacher", autoencoder, shift, run.data.class_names)
+    save_model(file, network, "ditdh", network.config, metadata, half=True)
 
 
 def _frozen(model: Network) -> Network:
@@ -151,10 +163,9 @@ def _classifier(run: _Run, phase: str) -> FeatureNet:
 
 def _autoencoder(run: _Run, judge: FeatureNet) -> RAE:
     """Encoder and decoder together, then statistics, then the decoder on frozen latents."""
-    config = run.config
-    rae = run.build("autoencoder", lambda: RAE(rae_config(config)))
+    config, num_classes = run.config, len(run.data.class_names)
     task = AutoencoderObjective(
-        rae,
+        run.build("autoencoder", lambda: Autoencoder(rae_config(config), num_classes)),
         judge,
         run.batches("autoencoder", config.encoder.batch),
         autoencoder_weights(config),
@@ -163,9 +174,19 @@ def _autoencoder(run: _Run, judge: FeatureNet) -> RAE:
     loop = pretrain_loop(config.encoder, config.log)
     trained = train(task, loop, run.out / "autoencoder", run.reporter, phase="autoencoder")
     rae = _frozen(trained.rae)
+    _round_as_stored(rae.encoder)
     set_statistics(rae, run.data, run.device, run.reporter)
-    rae.decoder.requires_grad_(True)
-    decoder = DecoderObjective(
+    rae.decoder = _decoder(run, rae, judge)
+    return _frozen(rae)
+
+
+def _decoder(run: _Run, rae: RAE, judge: FeatureNet) -> ViTDecoder:
+    """The decoder of `rae`, trained further on latents of the frozen encoder."""
+    config, start = run.config, rae.decoder.state_dict()
+    # A new one, so that all but its fixed position table can be trained.
+    rae.decoder = run.build("decoder", lambda: ViTDecoder(rae.config.decoder))
+    rae.decoder.load_state_dict(start)
+    task = DecoderObjective(
         rae,
         judge,
         run.batches("decoder", config.decoder.batch),
@@ -173,8 +194,14 @@ def _autoencoder(run: _Run, judge: FeatureNet) -> RAE:
         config.decoder.noise,
     )
     loop = pretrain_loop(config.decoder, config.log)
-    rae.decoder = train(decoder, loop, run.out / "decoder", run.reporter, phase="decoder")
-    return _frozen(rae)
+    return train(task, loop, run.out / "decoder", run.reporter, phase="decoder")
+
+
+@torch.no_grad()
+def _round_as_stored(model: torch.nn.Module) -> None:
+    """Statistics must be those of the encoder that is read back from its file."""
+    for parameter in model.parameters():
+        parameter.copy_(parameter.half())
 
 
 def _teacher(run: _Run, rae: RAE) -> tuple[DiTDH, float]:
@@ -198,17 +225,23 @@ def _teacher(run: _Run, rae: RAE) -> tuple[DiTDH, float]:
     return _frozen(train(task, loop, run.out / "teacher", run.reporter, phase="teacher")), shift
 
 
-def _scores(run: _Run, scorer: FeatureNet, rae: RAE, flow: FlowCheckpoint) -> tuple[Score, ...]:
+def _scores(run: _Run, files: Mapping[str, Path]) -> tuple[Score, ...]:
+    scorer, rae, flow = (
+        load_scorer(str(files["scorer"]), run.device),
+        load_rae(str(files["rae"]), run.device),
+        load_flow(str(files["teacher"]), run.device),
+    )
     d, each = run.config.data, run.config.log.scored_per_class
     unseen = load_images(d.source, each, d.image_size, REFERENCE_SEED)
     judge = Judge.on(scorer, unseen, run.device)
     real = load_images(d.source, each, d.image_size, REFERENCE_SEED + 1)
-    scores = [
-        judge.score("real pictures", real.images.split(250), real.labels, None),
-        score_reconstructions(judge, rae, real),
-    ]
+    scores = []
+    if not torch.equal(real.images, unseen.images):  # a folder has only one set of pictures
+        scores.append(judge.score("real pictures", real.images.split(250), real.labels, None))
+    scores.append(score_reconstructions(judge, rae, real))
     for steps in (TEACHER_STEPS, 1):
         make = LatentGenerator(flow, rae.latent_shape, steps, run.device)
         name = f"teacher, {steps} step" + ("s" if steps > 1 else "")
-        scores.append(score_generator(judge, name, make, rae, each, run.config.seed, run.reporter))
+        seed = run.config.seed
+        scores.append(score_generator(judge, name, make, rae, each, seed, run.reporter))
     return tuple(scores)

@@ -16,7 +16,7 @@ from driftrae_cli.engine.train import StepOutput
 from driftrae_cli.flow.path import logit_normal_times, velocity_loss
 from driftrae_cli.models.ditdh import DiTDH
 from driftrae_cli.models.feature_net import FeatureNet, feature_distance
-from driftrae_cli.models.rae import RAE
+from driftrae_cli.models.rae import RAE, RAEConfig
 
 _THUMBNAIL = 8  # rows and columns of the miniature that every token must know
 _SHIFT = 3  # largest shift of an augmented picture, in pixels
@@ -135,10 +135,10 @@ class ContextHeads(nn.Module):
 class Autoencoder(nn.Module):
     """An autoencoder with the heads that it needs only while training."""
 
-    def __init__(self, rae: RAE, heads: ContextHeads) -> None:
+    def __init__(self, config: RAEConfig, num_classes: int) -> None:
         super().__init__()
-        self.rae = rae
-        self.heads = heads
+        self.rae = RAE(config)
+        self.heads = ContextHeads(config.encoder.width, num_classes)
 
 
 class AutoencoderObjective:
@@ -146,14 +146,13 @@ class AutoencoderObjective:
 
     def __init__(
         self,
-        rae: RAE,
+        model: Autoencoder,
         judge: FeatureNet,
         batches: Batches,
         weights: AutoencoderWeights,
         noise: float,
     ) -> None:
-        heads = ContextHeads(rae.latent_shape[0], len(batches.data.class_names))
-        self.model = Autoencoder(rae, heads).to(batches.device)
+        self.model = model
         self._judge, self._batches, self._weights, self._noise = judge, batches, weights, noise
 
     def __call__(self, step: int) -> StepOutput:

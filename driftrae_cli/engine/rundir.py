@@ -1,48 +1,94 @@
 """A run directory: what was asked for, what it was made with, and whether it may go on."""
 
 import difflib
+import fcntl
 import importlib.metadata
 import json
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 import driftrae_cli
+from driftrae_cli.engine.build import RunConfig, config_yaml, read_config
+from driftrae_cli.engine.runtime import has_fast_bf16
 from driftrae_cli.errors import OutputError
 from driftrae_cli.files import write_text
 from driftrae_cli.hub import LocalFile
 
 _PACKAGES = ("torch", "timm", "torch-fidelity", "safetensors", "numpy")
+_CONFIG, _PROVENANCE, _LOCK = "config.yaml", "run.json", ".lock"
+_PARTIAL = ".*.partial"  # what `atomic_file` leaves behind when it is killed
+_HASH_SHOWN = 12  # digits of a SHA-256 in messages
 
 
-def open_run(out: Path, config_yaml: str, weights: dict[str, LocalFile]) -> None:
-    """Create `out`, or check that it holds the same run so that it can go on.
+@contextmanager
+def open_run(
+    out: Path, config: RunConfig, weights: Mapping[str, LocalFile], device: torch.device
+) -> Iterator[None]:
+    """Create `out`, or check that it holds the same run so that it can go on; then keep it.
 
-    Writes `config.yaml` (resolved) and `run.json` (arguments, versions, git revision,
-    SHA-256 of the weights read).
+    Writes `config.yaml` (resolved) and `run.json` (arguments, versions, git revision, device,
+    SHA-256 of the weights read). While the context lasts no other process can open the run.
 
     Raises:
-        OutputError: `out` holds something else, or the same run with other settings.
+        OutputError: `out` is somebody else's folder, is in use, or holds the same run with
+            other settings or other weights.
     """
-    config_file = out / "config.yaml"
-    if config_file.exists():
-        _check_same(config_file, config_yaml)
-        return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputError(f"--out {out}: exists and is not a run of driftrae; choose another")
+    _check_ours(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
+        lock = (out / _LOCK).open("w")
     except OSError as error:
-        raise OutputError(f"--out {out}: cannot be created ({error.strerror})") from error
-    write_text(out / "run.json", json.dumps(_provenance(weights), indent=2) + "\n")
-    write_text(config_file, config_yaml)
+        raise OutputError(f"--out {out}: cannot be written ({error.strerror})") from error
+    with lock:
+        _take(lock.fileno(), out)
+        for partial in out.rglob(_PARTIAL):
+            partial.unlink()
+        if _has_begun(out):
+            _check_same_config(out / _CONFIG, config)
+            _check_same_weights(out / _PROVENANCE, weights)
+        else:
+            provenance = _provenance(weights, device)
+            write_text(out / _PROVENANCE, json.dumps(provenance, indent=2) + "\n")
+            write_text(out / _CONFIG, config_yaml(config))
+        yield
 
 
-def _check_same(config_file: Path, config_yaml: str) -> None:
-    before, now = config_file.read_text().splitlines(), config_yaml.splitlines()
+def _check_ours(out: Path) -> None:
+    if not out.exists():
+        return
+    own = (_CONFIG, _PROVENANCE, _LOCK)
+    if out.is_dir():
+        foreign = any(p.name not in own and not p.match(_PARTIAL) for p in out.iterdir())
+        if (out / _CONFIG).exists() or not foreign:
+            return
+    raise OutputError(f"--out {out}: exists and is not a run of driftrae; choose another")
+
+
+def _take(lock: int, out: Path) -> None:
+    """The system gives the lock back when the process ends, however it ends."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise OutputError(
+            f"--out {out}: another driftrae is running in it; wait for it or choose another"
+        ) from error
+
+
+def _has_begun(out: Path) -> bool:
+    """Whether anything was computed; until then the settings may still change."""
+    return any(out.rglob("metrics.jsonl")) or any(out.rglob("*.safetensors"))
+
+
+def _check_same_config(config_file: Path, config: RunConfig) -> None:
+    # Read with today's schema, so that a field which is new since then has its default.
+    before = config_yaml(read_config(config_file, type(config))).splitlines()
+    now = config_yaml(config).splitlines()
     changes = [line for line in difflib.unified_diff(before, now, "then", "now", n=0, lineterm="")]
     if changes:
         shown = "\n".join(line for line in changes[2:] if not line.startswith("@@"))
@@ -52,7 +98,19 @@ def _check_same(config_file: Path, config_yaml: str) -> None:
         )
 
 
-def _provenance(weights: dict[str, LocalFile]) -> dict[str, object]:
+def _check_same_weights(provenance_file: Path, weights: Mapping[str, LocalFile]) -> None:
+    then = json.loads(provenance_file.read_text())["weights"]
+    for name, file in weights.items():
+        before = then[name]["sha256"]
+        if before != file.sha256:
+            raise OutputError(
+                f"--out {provenance_file.parent}: this run began with another {name}: {file.path} "
+                f"had SHA-256 {before[:_HASH_SHOWN]}… and has {file.sha256[:_HASH_SHOWN]}… now.\n"
+                "Choose another --out, or put the old file back to resume."
+            )
+
+
+def _provenance(weights: Mapping[str, LocalFile], device: torch.device) -> dict[str, object]:
     return {
         "arguments": sys.argv[1:],
         "versions": {
@@ -63,19 +121,22 @@ def _provenance(weights: dict[str, LocalFile]) -> dict[str, object]:
         "git_revision": _git_revision(),
         "machine": {
             "processor": platform.machine(),
-            "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "device": str(device),
+            "cuda": torch.cuda.get_device_name() if device.type == "cuda" else None,
             "threads": torch.get_num_threads(),
+            "fast_bf16": has_fast_bf16(device),
         },
         "weights": {name: {"path": str(f.path), "sha256": f.sha256} for name, f in weights.items()},
     }
 
 
 def _git_revision() -> str | None:
-    """Revision of the source tree that runs, None where it is not a git checkout."""
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+    """Revision of the source tree that runs, None where it is not a git checkout of its own."""
+    package = Path(driftrae_cli.__file__).parent
+    command = ["git", "-C", str(package), "rev-parse", "--show-toplevel", "HEAD"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    top, revision = done.stdout.splitlines()
+    return revision if Path(top) == package.parent.resolve() else None

@@ -4,6 +4,7 @@ Legend: B batch, D latent channels, H, W rows and columns.
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from driftrae_cli.engine.report import Reporter
 from driftrae_cli.engine.runtime import pick_device, sample_noise
 from driftrae_cli.errors import ConfigError, WeightsError
 from driftrae_cli.flow.solvers import solve, time_grid
-from driftrae_cli.hub import resolve
+from driftrae_cli.hub import BUILT_IN, HUB, resolve
 from driftrae_cli.models.ditdh import DiTDH
 from driftrae_cli.models.generator import OneStepGenerator
 from driftrae_cli.models.rae import RAE
@@ -32,12 +33,11 @@ class FlowCheckpoint:
     """A DiT-DH with what is needed to sample from it.
 
     Attributes:
-        model: the velocity network.
+        model: the velocity network; its fixed tables are frozen, the rest can be trained.
         role: `teacher` (a flow) or `student` (one step).
-        rae: reference of the autoencoder whose latents it makes.
+        rae: reference of the autoencoder whose latents it makes, as `hub.resolve` takes it.
         shift: time shift of the teacher's grid.
         class_names: one name per class.
-        sha256: of the file.
     """
 
     model: DiTDH
@@ -45,7 +45,6 @@ class FlowCheckpoint:
     rae: str
     shift: float
     class_names: tuple[str, ...]
-    sha256: str
 
 
 def flow_metadata(role: str, rae: str, shift: float, class_names: Sequence[str]) -> dict[str, str]:
@@ -54,24 +53,37 @@ def flow_metadata(role: str, rae: str, shift: float, class_names: Sequence[str])
     return {"role": role, "rae": rae, "time_shift": repr(shift), "class_names": names}
 
 
+def portable_reference(reference: str, folder: Path) -> str:
+    """How a file in `folder` names another model, so that both may move together.
+
+    A local path becomes relative to `folder`; built-in names and the Hub's stay as they are.
+    """
+    if _is_portable(reference):
+        return reference
+    return os.path.relpath(Path(reference).absolute(), folder.absolute())
+
+
+def _is_portable(reference: str) -> bool:
+    return reference in BUILT_IN or reference.startswith(HUB)
+
+
 def load_flow(reference: str, device: torch.device) -> FlowCheckpoint:
     """Load a teacher or student from a file, a run directory or a built-in name.
 
     Raises:
         WeightsError: missing, damaged, or another kind of model.
     """
-    file = resolve(_inside_run(reference))
-    loaded = load_model(file.path)
+    path = resolve(_inside_run(reference)).path
+    loaded = load_model(path)
     meta = loaded.metadata
     if not isinstance(loaded.model, DiTDH) or "role" not in meta:
         raise WeightsError(f"{reference}: holds a {loaded.kind}, not a teacher or student")
     return FlowCheckpoint(
-        model=loaded.model.to(device).eval().requires_grad_(False),
+        model=loaded.model.to(device).eval(),
         role=meta["role"],
-        rae=meta["rae"],
+        rae=meta["rae"] if _is_portable(meta["rae"]) else str(path.parent / meta["rae"]),
         shift=float(meta["time_shift"]),
         class_names=tuple(json.loads(meta["class_names"])),
-        sha256=file.sha256,
     )
 
 
@@ -100,6 +112,26 @@ def load_rae(reference: str, device: torch.device) -> RAE:
     if not isinstance(loaded.model, RAE):
         raise WeightsError(f"{reference}: holds a {loaded.kind}, not an autoencoder (rae)")
     return loaded.model.to(device).eval().requires_grad_(False)
+
+
+def check_latents(flow: FlowCheckpoint, rae: RAE) -> None:
+    """Check that `flow` makes latents which `rae` decodes.
+
+    Raises:
+        ConfigError: their shapes differ.
+    """
+    config = flow.model.config
+    made = (config.in_channels, config.input_size, config.input_size)
+    if made != rae.latent_shape:
+        raise ConfigError(
+            f"the {flow.role} makes latents of shape {_times(made)}, the autoencoder has "
+            f"{_times(rae.latent_shape)}; they must belong together (the {flow.role}'s own "
+            f"autoencoder is {flow.rae})"
+        )
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
 
 
 @dataclass(frozen=True)
@@ -227,6 +259,7 @@ def sample(
     chosen = choose_classes(classes, flow.class_names)
     steps = check_steps(flow, steps)
     autoencoder = load_rae(rae or flow.rae, where)
+    check_latents(flow, autoencoder)
     make = LatentGenerator(flow, autoencoder.latent_shape, steps, where)
     labels = [label for label in chosen for _ in range(per_class)]
     indices = list(range(per_class)) * len(chosen)

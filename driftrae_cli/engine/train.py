@@ -86,8 +86,9 @@ def learning_rate_at(step: int, settings: LoopSettings) -> float:
 class _StopRequest:
     """Turns the first Ctrl-C into a request to stop after the current step."""
 
-    def __init__(self) -> None:
+    def __init__(self, reporter: Reporter) -> None:
         self.asked = False
+        self._reporter = reporter
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -104,6 +105,7 @@ class _StopRequest:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+        self._reporter.message("saving after this step; Ctrl-C again stops at once")
 
 
 class _MetricsFile:
@@ -158,7 +160,7 @@ def train(
     Args:
         folder: receives `metrics.jsonl` and `checkpoints/`.
         preview: called with the step and the averaged network every `preview_every` steps,
-            before the first and after the last step too.
+            before the first and after the last step too; never if that is 0.
 
     Returns:
         The averaged network.
@@ -175,10 +177,11 @@ def train(
         return state.average.model
     folder.mkdir(parents=True, exist_ok=True)
     log = _MetricsFile(folder / "metrics.jsonl", start)
-    stop = _StopRequest()
+    stop = _StopRequest(reporter)
     reporter.start(phase, settings.steps, start)
-    if preview and start == 0:
-        preview(0, state.average.model)
+    show = preview if settings.preview_every else None
+    if show and start == 0:
+        show(0, state.average.model)
     with stop.listening():
         clock, samples = time.perf_counter(), 0
         for step in range(start, settings.steps):
@@ -197,13 +200,13 @@ def train(
                 reporter.advance(done, metrics)
 
             # preview
-            if preview and settings.preview_every and (done % settings.preview_every == 0 or last):
-                preview(done, state.average.model)
+            if show and (done % settings.preview_every == 0 or last):
+                show(done, state.average.model)
 
             # checkpoint
             if done % settings.checkpoint_every == 0 or last or stop.asked:
                 save_checkpoint(checkpoints, done, state)
-            if stop.asked and not last:
+            if stop.asked:
                 raise KeyboardInterrupt
     reporter.finish()
     return state.average.model
@@ -219,8 +222,8 @@ def _update(
     grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), settings.clip_norm)
     if not torch.isfinite(grad_norm):
         raise NumericsError(
-            f"step {step}: the gradient is not finite. Resume from the last checkpoint with a "
-            "smaller learning rate, or check the latents for non-finite values."
+            f"step {step + 1}: the gradient is not finite. Resuming would repeat it: start again "
+            "in another --out with a smaller learning rate, or check the data and weights."
         )
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)

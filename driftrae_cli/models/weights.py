@@ -9,7 +9,7 @@ import difflib
 import json
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -194,7 +194,7 @@ def save_model(
         kind: `ditdh`, `rae` or `feature-net`.
         config: the dataclass `model` was made from.
         extra_metadata: further header entries.
-        half: store parameters as float16; buffers (statistics, tables) stay as they are.
+        half: store trained parameters as float16; statistics and fixed tables stay as they are.
 
     Raises:
         WeightsError: a parameter does not fit into float16.
@@ -202,9 +202,16 @@ def save_model(
     """
     state = dict(model.state_dict())
     if half:
-        state |= {name: _as_half(name, p) for name, p in model.named_parameters()}
+        state |= {name: _as_half(name, state[name]) for name in _trained(type(model), config)}
     header = {"format": FORMAT, "kind": kind, "config": json.dumps(dataclasses.asdict(config))}
     write_tensors(path, state, {**(extra_metadata or {}), **header})
+
+
+def _trained(network: Callable[..., nn.Module], config: "DataclassInstance") -> list[str]:
+    """Parameters that training changes, as a new network says; a loaded one may be frozen."""
+    with torch.device("meta"):
+        parameters = network(config).named_parameters()
+    return [name for name, parameter in parameters if parameter.requires_grad]
 
 
 def _as_half(name: str, tensor: Tensor) -> Tensor:

@@ -6,17 +6,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from driftrae_cli.config.load import load
 from driftrae_cli.config.schema import DistillConfig, PretrainConfig
+from driftrae_cli.data.images import load_images
+from driftrae_cli.data.shapes import CLASS_NAMES, render
 from driftrae_cli.engine import train as training
 from driftrae_cli.engine.analyze import analyze
-from driftrae_cli.engine.distill import distill
+from driftrae_cli.engine.distill import _in_order_of, distill
 from driftrae_cli.engine.evaluate import evaluate
+from driftrae_cli.engine.latents import encode_all
 from driftrae_cli.engine.pretrain import pretrain
 from driftrae_cli.engine.report import NullReporter
+from driftrae_cli.engine.rundir import open_run
+from driftrae_cli.engine.sample import flow_metadata, load_flow, load_rae
 from driftrae_cli.errors import ConfigError, OutputError
-from driftrae_cli.models.weights import read_tensors
+from driftrae_cli.hub import BUILT_IN
+from driftrae_cli.models.decoder import ViTDecoder
+from driftrae_cli.models.weights import read_tensors, save_model
 
 SMALL = [
     "data.per_class=20", "step.positives=6", "step.grad_negatives=3", "step.detached_negatives=2",
@@ -42,7 +50,7 @@ def test_a_run_leaves_everything_it_promises(tmp_path: Path) -> None:
     out = tmp_path / "run"
     _distill(out)
     present = {path.name for path in out.iterdir()}
-    wanted = {"config.yaml", "run.json", "metrics.jsonl", "previews", "checkpoints"}
+    wanted = {".lock", "config.yaml", "run.json", "metrics.jsonl", "previews", "checkpoints"}
     assert present == wanted | {"student.safetensors", "samples.png"}
     run = json.loads((out / "run.json").read_text())
     assert set(run["weights"]) == {"teacher", "rae"}
@@ -91,8 +99,123 @@ def test_a_student_is_not_a_teacher_and_classes_are_counted(tmp_path: Path) -> N
     student = _distill(tmp_path / "a")
     with pytest.raises(ConfigError, match="is a student; give a flow teacher"):
         _distill(tmp_path / "b", f"teacher={student}")
-    with pytest.raises(ConfigError, match=r"step\.classes: 11 is more than"):
-        _distill(tmp_path / "c", "step.classes=11")
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        ("step.classes=11", r"step\.classes: 11 is more than the data set's 10 classes"),
+        ("step.positives=21", r"step\.positives: 21 is more than the 20 pictures of class disc"),
+        ("field.group=3", "blocks of 3x3 do not tile 16 tokens"),
+    ],
+)
+def test_what_cannot_work_is_found_before_the_run_exists(
+    tmp_path: Path, setting: str, text: str
+) -> None:
+    with pytest.raises(ConfigError, match=text):
+        _distill(tmp_path / "run", setting)
+    assert not (tmp_path / "run").exists()
+
+
+def _shapes_folder(folder: Path, names: dict[str, str]) -> Path:
+    """Pictures of `shapes` in class folders; `names` renames classes."""
+    images, labels = render(range(120), seed=0)
+    for k, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+        name = CLASS_NAMES[label]
+        place = folder / names.get(name, name)
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(place / f"{k:04d}.png")
+    return folder
+
+
+def test_classes_of_a_folder_are_matched_by_name(tmp_path: Path) -> None:
+    """Folders come in alphabetical order, the teacher's classes do not."""
+    folder = _shapes_folder(tmp_path / "pictures", {})
+    flow = load_flow("shapes-teacher", torch.device("cpu"))
+    loaded = load_images(str(folder), 12, 32, 0)
+    assert loaded.class_names != flow.class_names
+    matched = _in_order_of(flow.class_names, loaded, "pictures")
+    images, labels = render(range(120), seed=0)
+    first_disc = images[0]
+    found = [k for k, image in enumerate(matched.images) if torch.equal(image, first_disc)]
+    assert [matched.labels[k].item() for k in found] == [labels[0].item()]
+    assert torch.bincount(matched.labels).tolist() == [12] * 10
+
+
+def test_other_classes_than_the_teachers_are_refused(tmp_path: Path) -> None:
+    folder = _shapes_folder(tmp_path / "pictures", {"star": "moon"})
+    with pytest.raises(ConfigError, match="only in the data: moon; only in the teacher: star"):
+        _distill(tmp_path / "run", f"data.source={folder}", "data.per_class=12")
+
+
+def test_a_run_notices_that_its_teacher_has_changed(tmp_path: Path) -> None:
+    teacher, out = tmp_path / "teacher.safetensors", tmp_path / "run"
+    flow = load_flow("shapes-teacher", torch.device("cpu"))
+    metadata = flow_metadata("teacher", "shapes-rae", flow.shift, flow.class_names)
+    save_model(teacher, flow.model, "ditdh", flow.model.config, metadata)
+    _distill(out, f"teacher={teacher}")
+    with torch.no_grad():
+        flow.model.final_layer.linear.weight.mul_(0.5)
+    save_model(teacher, flow.model, "ditdh", flow.model.config, metadata)
+    with pytest.raises(OutputError, match=r"this run began with another teacher: .* had SHA-256"):
+        _distill(out, f"teacher={teacher}")
+
+
+def test_a_run_is_in_one_process_at_a_time(tmp_path: Path) -> None:
+    config = load("shapes", SMALL, DistillConfig)
+    with (
+        open_run(tmp_path / "run", config, {}, torch.device("cpu")),
+        pytest.raises(OutputError, match="another driftrae is running in it"),
+    ):
+        _distill(tmp_path / "run")
+    _distill(tmp_path / "run")
+
+
+def test_settings_may_change_until_something_is_computed(tmp_path: Path) -> None:
+    out, cpu = tmp_path / "run", torch.device("cpu")
+    with open_run(out, load("shapes", [*SMALL, "seed=1"], DistillConfig), {}, cpu):
+        (out / ".student.safetensors.17.partial").write_bytes(b"left by a kill")
+    _distill(out, "seed=2")
+    assert "seed: 2" in (out / "config.yaml").read_text()
+    assert not list(out.rglob("*.partial"))
+
+
+def test_a_field_that_is_newer_than_the_run_has_its_default(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    _distill(out)
+    lines = (out / "config.yaml").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if "beta1" not in line]
+    assert len(kept) == len(lines) - 1
+    (out / "config.yaml").write_text("".join(kept))
+    _distill(out)
+
+
+def test_fixed_tables_are_never_trained(tmp_path: Path) -> None:
+    before, _ = read_tensors(BUILT_IN["shapes-teacher"])
+    after, _ = read_tensors(Path(_distill(tmp_path / "run", "storage=float32")))
+    changed = {name for name in after if not torch.equal(after[name], before[name].float())}
+    assert {"final_layer.linear.weight", "t_embedder.mlp.0.weight"} <= changed
+    assert not changed & {"pos_embed", "t_embedder.W"}
+    config = load("shapes-pretrain", TINY, PretrainConfig)
+    result = pretrain(config, tmp_path / "models", reporter=NullReporter(), device="cpu")
+    decoder = load_rae(result.rae, torch.device("cpu")).decoder
+    assert torch.equal(decoder.decoder_pos_embed, ViTDecoder(decoder.config).decoder_pos_embed)
+
+
+def test_no_previews_means_none(tmp_path: Path) -> None:
+    _distill(tmp_path / "run", "log.preview_every=0")
+    assert not (tmp_path / "run" / "previews").exists()
+
+
+def test_a_student_finds_its_autoencoder_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rae.safetensors").write_bytes(BUILT_IN["shapes-rae"].read_bytes())
+    monkeypatch.chdir(tmp_path)
+    _distill(Path("runs/a"), "rae=rae.safetensors")
+    monkeypatch.chdir(tmp_path.parent)
+    flow = load_flow(str(tmp_path / "runs" / "a"), torch.device("cpu"))
+    assert Path(flow.rae).resolve() == tmp_path / "rae.safetensors"
 
 
 def test_pretraining_makes_models_that_the_other_commands_take(tmp_path: Path) -> None:
@@ -103,7 +226,7 @@ def test_pretraining_makes_models_that_the_other_commands_take(tmp_path: Path) -
         "real pictures", "reconstructions", "teacher, 50 steps", "teacher, 1 step",
     ]  # fmt: skip
     again = pretrain(config, out, reporter=NullReporter(), device="cpu")
-    assert again.scores == result.scores, "a second run trains nothing and scores the same"
+    assert again == replace(result, already_finished=True)
 
     scores = evaluate(
         [result.teacher], data="shapes", per_class=4, steps=[1, 2], seed=0,
@@ -116,3 +239,43 @@ def test_pretraining_makes_models_that_the_other_commands_take(tmp_path: Path) -
     assert 1 / 16 <= found.participation_ratio <= 1
     student = _distill(tmp_path / "run", f"teacher={result.teacher}", f"rae={result.rae}")
     assert Path(student).exists()
+
+
+def test_pretraining_depends_on_its_seed_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it breaks off after every update, and whatever torch's own generator does."""
+    config = load("shapes-pretrain", [*TINY, "log.checkpoint_every=1"], PretrainConfig)
+    whole = pretrain(config, tmp_path / "whole", reporter=NullReporter(), device="cpu")
+    update, made = training._update, []
+
+    def breaks_off(objective, state, settings, step):  # type: ignore[no-untyped-def]
+        if made:
+            raise RuntimeError("power cut")
+        made.append(step)
+        return update(objective, state, settings, step)
+
+    monkeypatch.setattr(training, "_update", breaks_off)
+    calls, parts = 0, None
+    while parts is None:
+        calls += 1
+        torch.seed()
+        made.clear()
+        try:
+            parts = pretrain(config, tmp_path / "parts", reporter=NullReporter(), device="cpu")
+        except RuntimeError as error:
+            assert str(error) == "power cut"
+    assert calls == 10, "two updates in each of five phases"
+    for name in ("scorer", "rae", "teacher"):
+        first, second = (Path(getattr(run, name)).read_bytes() for run in (whole, parts))
+        assert first == second, name
+
+
+def test_statistics_are_those_of_the_stored_encoder(tmp_path: Path) -> None:
+    config = load("shapes-pretrain", TINY, PretrainConfig)
+    result = pretrain(config, tmp_path, reporter=NullReporter(), device="cpu")
+    cpu = torch.device("cpu")
+    data = load_images("shapes", config.data.per_class, 32, config.data.seed)
+    latents = encode_all(load_rae(result.rae, cpu), data, cpu, NullReporter()).latents.double()
+    assert latents.mean(0).abs().max() < 1e-5
+    torch.testing.assert_close(latents.var(0), torch.ones_like(latents[0]), rtol=2e-3, atol=0)

@@ -64,8 +64,17 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     assert logs[0] == logs[1]
 
 
+def test_ctrl_c_in_the_last_step_stops_too(tmp_path: Path) -> None:
+    """Or a run of several phases would go on with the next one."""
+    with pytest.raises(KeyboardInterrupt):
+        train(Regression(stop_at=11), SETTINGS, tmp_path, NullReporter())
+    rest = Regression()
+    train(rest, SETTINGS, tmp_path, NullReporter())
+    assert rest.steps == []
+
+
 def test_a_killed_run_forgets_what_follows_its_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(NumericsError, match="step 6: the gradient is not finite"):
+    with pytest.raises(NumericsError, match="step 7: the gradient is not finite"):
         train(Regression(break_at=6), SETTINGS, tmp_path, NullReporter())
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 7, "lo')  # cut short by a crash
