@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from driftrae_cli.cli.options import Data, Device, Json, Seed
+from driftrae_cli.cli.options import Data, Device, Json, RAERef, Seed
 from driftrae_cli.cli.output import print_result
 from driftrae_cli.cli.progress import reporter
 
@@ -25,6 +25,7 @@ def eval_fid(
         ),
     ] = None,
     seed: Seed = 0,
+    rae: RAERef = None,
     scorer: Annotated[str, typer.Option(metavar="REF", help="Scoring network.")] = "shapes-scorer",
     device: Device = "auto",
     json: Json = False,
@@ -32,7 +33,8 @@ def eval_fid(
     """Score generated pictures by Fréchet distance.
 
     The share of pictures recognised as their class is given too. All are scored against
-    the same real pictures, which no training run has seen.
+    the same real pictures: of shapes new ones, which no training run has seen, of a folder
+    its own.
 
     \b
     Examples:
@@ -49,6 +51,7 @@ def eval_fid(
             per_class=per_class,
             steps=steps or None,
             seed=seed,
+            rae=rae,
             scorer=scorer,
             reporter=progress,
             device=device,

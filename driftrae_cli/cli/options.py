@@ -20,4 +20,8 @@ DryRun = Annotated[
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute.")]
 Data = Annotated[str, typer.Option(metavar="shapes|DIR", help="Data set with real pictures.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the noise.")]
+RAERef = Annotated[
+    str | None,
+    typer.Option("--rae", metavar="REF", help="Autoencoder.  [default: the checkpoint's own]"),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from driftrae_cli.cli.options import Device, Json, Seed
+from driftrae_cli.cli.options import Device, Json, RAERef, Seed
 from driftrae_cli.cli.output import print_result
 from driftrae_cli.cli.progress import reporter
 
@@ -23,10 +23,7 @@ def sample(
         int | None,
         typer.Option(min=1, help="Solver steps.  [default: 1 for a student, 50 for a teacher]"),
     ] = None,
-    rae: Annotated[
-        str | None,
-        typer.Option(metavar="REF", help="Autoencoder.  [default: the checkpoint's own]"),
-    ] = None,
+    rae: RAERef = None,
     out: Annotated[
         Path,
         typer.Option(metavar="PNG|DIR|NPZ", help="A grid, a folder of pictures, or arrays."),

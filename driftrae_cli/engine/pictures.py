@@ -3,6 +3,8 @@
 Legend: N pictures, H, W rows and columns.
 """
 
+import re
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -14,21 +16,39 @@ from driftrae_cli.files import atomic_file
 
 _SMALL = 64  # pictures up to this size are enlarged in a grid so that people can see them
 _ENLARGE = 3
+_UNSAFE = re.compile(r"^\.|[^\w .,()+-]")
 
 
-def check_output(path: Path, overwrite: bool) -> None:
-    """Refuse, before anything is computed, an output that exists or cannot be.
+def prepare_output(path: Path, overwrite: bool) -> None:
+    """Before anything is computed, refuse an output that exists or cannot be written.
 
     Raises:
-        OutputError: `path` exists and `overwrite` is off, or its ending is not known.
+        OutputError: `path` exists and `overwrite` is off, its ending is not known, it is a file
+            where a folder is meant or the other way round, a folder holds other things than
+            PNGs, or it cannot be written.
     """
     if path.suffix not in ("", ".png", ".npz"):
         raise OutputError(
             f"--out {path}: give a .png for a grid, a .npz for arrays, or a folder for single PNGs"
         )
-    occupied = any(path.iterdir()) if path.is_dir() else path.exists()
-    if occupied and not overwrite:
-        raise OutputError(f"--out {path}: exists already; choose another or add --overwrite")
+    try:
+        found = sorted(path.iterdir()) if path.is_dir() else []
+        if (found or path.is_file()) and not overwrite:
+            raise OutputError(f"--out {path}: exists already; choose another or add --overwrite")
+        if path.exists() and path.is_dir() != (not path.suffix):
+            meant = "a file" if path.suffix else "a folder"
+            raise OutputError(f"--out {path}: would be {meant}, and something else has that name")
+        others = [p.name for p in found if p.suffix != ".png"]
+        if others:
+            raise OutputError(
+                f"--out {path}: holds more than pictures ({others[0]}); choose another folder"
+            )
+        folder = path.parent if path.suffix else path
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(f"--out {path}: cannot be written ({error.strerror})") from error
 
 
 def save_grid(path: Path, images: Tensor, columns: int) -> None:
@@ -49,10 +69,16 @@ def save_grid(path: Path, images: Tensor, columns: int) -> None:
 
 
 def save_folder(folder: Path, images: Tensor, names: list[str]) -> None:
-    """Write every picture of [N, 3, H, W] uint8 to `folder/<name>.png`."""
+    """Write every picture of [N, 3, H, W] uint8 to `folder/<name>.png`.
+
+    PNGs that are there already are removed, or old and new pictures would mix. Names hold
+    what a weights file calls its classes: what could lead elsewhere becomes `_`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.png"):
+        old.unlink()
     for image, name in zip(images.permute(0, 2, 3, 1).cpu().numpy(), names, strict=True):
-        with atomic_file(folder / f"{name}.png") as partial:
+        with atomic_file(folder / f"{_UNSAFE.sub('_', name)}.png") as partial:
             Image.fromarray(image).save(partial, format="PNG")
 
 

@@ -6,6 +6,7 @@ Legend: B batch, D latent channels, H, W rows and columns.
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,10 @@ import torch
 from torch import Tensor
 
 from driftrae_cli.data.images import to_uint8
-from driftrae_cli.engine.pictures import check_output, save_folder, save_grid, save_npz
+from driftrae_cli.engine.pictures import prepare_output, save_folder, save_grid, save_npz
 from driftrae_cli.engine.report import Reporter
 from driftrae_cli.engine.runtime import pick_device, sample_noise
-from driftrae_cli.errors import ConfigError, WeightsError
+from driftrae_cli.errors import ConfigError, NumericsError, WeightsError
 from driftrae_cli.flow.solvers import solve, time_grid
 from driftrae_cli.hub import BUILT_IN, HUB, resolve
 from driftrae_cli.models.ditdh import DiTDH
@@ -45,6 +46,9 @@ class FlowCheckpoint:
     rae: str
     shift: float
     class_names: tuple[str, ...]
+
+
+_FLOW_ENTRIES = ("role", "rae", "time_shift", "class_names")
 
 
 def flow_metadata(role: str, rae: str, shift: float, class_names: Sequence[str]) -> dict[str, str]:
@@ -76,29 +80,40 @@ def load_flow(reference: str, device: torch.device) -> FlowCheckpoint:
     path = resolve(_inside_run(reference)).path
     loaded = load_model(path)
     meta = loaded.metadata
-    if not isinstance(loaded.model, DiTDH) or "role" not in meta:
+    if not isinstance(loaded.model, DiTDH):
         raise WeightsError(f"{reference}: holds a {loaded.kind}, not a teacher or student")
+    lacking = [entry for entry in _FLOW_ENTRIES if entry not in meta]
+    if lacking:
+        raise WeightsError(
+            f"{reference}: its header lacks {', '.join(lacking)}, which a teacher or student has"
+        )
+    try:
+        shift, class_names = float(meta["time_shift"]), tuple(json.loads(meta["class_names"]))
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"{reference}: its header is damaged ({error})") from error
     return FlowCheckpoint(
         model=loaded.model.to(device).eval(),
         role=meta["role"],
         rae=meta["rae"] if _is_portable(meta["rae"]) else str(path.parent / meta["rae"]),
-        shift=float(meta["time_shift"]),
-        class_names=tuple(json.loads(meta["class_names"])),
+        shift=shift,
+        class_names=class_names,
     )
 
 
 def _inside_run(reference: str) -> str:
     """The model file of a run directory: the student, or the teacher of a pretraining run."""
     folder = Path(reference)
-    if not folder.is_dir():
+    if reference in BUILT_IN or not folder.is_dir():
         return reference
     names = ("student.safetensors", "teacher.safetensors")
     found = [folder / name for name in names if (folder / name).exists()]
     if not found:
-        raise WeightsError(
-            f"{reference}: this folder holds neither {' nor '.join(names)}; "
+        why = (
             "the run has not finished: run the same command again to resume it"
+            if (folder / "config.yaml").exists()
+            else "it is not a run directory"
         )
+        raise WeightsError(f"{reference}: this folder holds neither {' nor '.join(names)}; {why}")
     return str(found[0])
 
 
@@ -128,6 +143,27 @@ def check_latents(flow: FlowCheckpoint, rae: RAE) -> None:
             f"{_times(rae.latent_shape)}; they must belong together (the {flow.role}'s own "
             f"autoencoder is {flow.rae})"
         )
+
+
+def load_partner(
+    checkpoint: str, flow: FlowCheckpoint, rae: str | None, device: torch.device
+) -> RAE:
+    """The autoencoder that `flow`, loaded from `checkpoint`, names, or `rae` instead.
+
+    Raises:
+        WeightsError: it cannot be loaded.
+        ConfigError: its latents have another shape.
+    """
+    try:
+        autoencoder = load_rae(rae or flow.rae, device)
+    except WeightsError as error:
+        if rae:
+            raise
+        raise WeightsError(
+            f"{error}\n{checkpoint} names it as its autoencoder; give another with --rae."
+        ) from error
+    check_latents(flow, autoencoder)
+    return autoencoder
 
 
 def _times(shape: tuple[int, ...]) -> str:
@@ -180,17 +216,21 @@ def choose_classes(wanted: str, names: Sequence[str]) -> list[int]:
     """Class numbers for `all` or a comma-separated list of names or numbers.
 
     Raises:
-        ConfigError: a class that does not exist; names the ones that do.
+        ConfigError: a class that does not exist (names the ones that do) or is named twice.
     """
     if wanted == "all":
         return list(range(len(names)))
-    return [_choose_class(word.strip(), names) for word in wanted.split(",")]
+    chosen = [_choose_class(word.strip(), names) for word in wanted.split(",")]
+    twice = [names[label] for label, count in Counter(chosen).items() if count > 1]
+    if twice:
+        raise ConfigError(f"--classes: {', '.join(twice)} is asked for twice; name it once")
+    return chosen
 
 
 def _choose_class(word: str, names: Sequence[str]) -> int:
     if word in names:
         return list(names).index(word)
-    if word.isdigit() and int(word) < len(names):
+    if word.isdecimal() and int(word) < len(names):
         return int(word)
     shown = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
     raise ConfigError(
@@ -207,10 +247,19 @@ def generate_pictures(
     batch_size: int,
     advance: Callable[[int], None] = lambda done: None,
 ) -> Iterator[Tensor]:
-    """Yield batches of pictures [b, 3, H, W] uint8, in the order of `labels`."""
+    """Yield batches of pictures [b, 3, H, W] uint8, in the order of `labels`.
+
+    Raises:
+        NumericsError: a picture is not finite.
+    """
     for start in range(0, len(labels), batch_size):
         part = slice(start, start + batch_size)
         images = rae.decode(make(labels[part], indices[part], seed))
+        if not images.isfinite().all():
+            raise NumericsError(
+                f"the {make.flow.role} makes pictures that are not finite. Its weights or those of "
+                "its autoencoder are damaged, or training diverged: use an earlier checkpoint."
+            )
         advance(min(start + batch_size, len(labels)))
         yield to_uint8(images).cpu()
 
@@ -253,13 +302,12 @@ def sample(
     Raises:
         ConfigError, OutputError, WeightsError: see their messages.
     """
-    check_output(out, overwrite)
+    prepare_output(out, overwrite)
     where = pick_device(device)
     flow = load_flow(checkpoint, where)
     chosen = choose_classes(classes, flow.class_names)
     steps = check_steps(flow, steps)
-    autoencoder = load_rae(rae or flow.rae, where)
-    check_latents(flow, autoencoder)
+    autoencoder = load_partner(checkpoint, flow, rae, where)
     make = LatentGenerator(flow, autoencoder.latent_shape, steps, where)
     labels = [label for label in chosen for _ in range(per_class)]
     indices = list(range(per_class)) * len(chosen)

@@ -228,6 +228,11 @@ def load_model(path: Path) -> LoadedModel:
         WeightsError: missing or damaged, not one of ours, or tensors that do not fit its header.
     """
     tensors, header = read_tensors(path)
+    if header.get("kind") == "training":
+        raise WeightsError(
+            f"{path}: a checkpoint to resume training from; give the run directory "
+            f"{path.parent.parent}, or a model file in it"
+        )
     if header.get("format") != FORMAT or "config" not in header:
         raise WeightsError(f"{path}: not a model file of driftrae (its header names no network)")
     kind = header.get("kind", "")
@@ -236,7 +241,7 @@ def load_model(path: Path) -> LoadedModel:
         config = from_plain(config_class, json.loads(header["config"]))
         with torch.device("meta"):  # no time spent on weights that are replaced at once
             model = network(config)
-    except (TypeError, ValueError, ConfigError) as error:
+    except (TypeError, ValueError, AttributeError, ConfigError) as error:
         raise WeightsError(f"{path}: its header does not describe a {kind} ({error})") from error
     load_strict(model, tensors, str(path))
     metadata = {name: value for name, value in header.items() if name not in _OWN_ENTRIES}

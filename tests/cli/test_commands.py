@@ -126,14 +126,15 @@ def test_sample(engine):
 def test_eval_fid(engine):
     calls = engine("evaluate", "evaluate")
     assert driftrae("eval-fid", "a").exit_code == 0
-    line = "eval-fid a b --data d --per-class 9 --steps 1 --steps 50 --seed 2 --scorer s"
+    line = "eval-fid a b --data d --per-class 9 --steps 1 --steps 50 --seed 2 --rae r --scorer s"
     assert driftrae(*line.split(), "--device", "cpu").exit_code == 0
     default = {
-        "data": "shapes", "per_class": 500, "steps": None, "seed": 0,
+        "data": "shapes", "per_class": 500, "steps": None, "seed": 0, "rae": None,
         "scorer": "shapes-scorer", "device": "auto",
     }  # fmt: skip
     given = {
-        "data": "d", "per_class": 9, "steps": [1, 50], "seed": 2, "scorer": "s", "device": "cpu",
+        "data": "d", "per_class": 9, "steps": [1, 50], "seed": 2, "rae": "r",
+        "scorer": "s", "device": "cpu",
     }  # fmt: skip
     assert calls == [((["a"],), default), ((["a", "b"],), given)]
 

@@ -16,11 +16,15 @@ from driftrae_cli.engine.sample import (
     choose_classes,
     flow_metadata,
     load_flow,
+    portable_reference,
     sample,
 )
-from driftrae_cli.errors import ConfigError, OutputError, WeightsError
+from driftrae_cli.errors import ConfigError, NumericsError, OutputError, WeightsError
+from driftrae_cli.models.decoder import DecoderConfig
 from driftrae_cli.models.ditdh import DiTDH, DiTDHConfig
-from driftrae_cli.models.weights import save_model
+from driftrae_cli.models.encoder import EncoderConfig
+from driftrae_cli.models.rae import RAE, RAEConfig
+from driftrae_cli.models.weights import save_model, write_tensors
 
 NAMES = ("disc", "square", "triangle")
 
@@ -102,7 +106,9 @@ def test_existing_output_is_kept_unless_told(student: str, tmp_path: Path) -> No
 def test_classes_by_name_and_number() -> None:
     assert choose_classes("all", NAMES) == [0, 1, 2]
     assert choose_classes("triangle, 0", NAMES) == [2, 0]
-    for wrong in ("circle", "3", "-1", ""):
+    with pytest.raises(ConfigError, match="disc is asked for twice"):
+        choose_classes("disc,1,0", NAMES)
+    for wrong in ("circle", "3", "-1", "", "²"):
         with pytest.raises(ConfigError, match="numbers go from 0 to 2, names are: disc, square"):
             choose_classes(wrong, NAMES)
 
@@ -117,8 +123,87 @@ def test_a_student_has_one_step(student: str) -> None:
 def test_what_is_not_a_flow_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="holds a rae, not a teacher or student"):
         load_flow("shapes-rae", torch.device("cpu"))
+    with pytest.raises(WeightsError, match="it is not a run directory"):
+        load_flow(str(tmp_path), torch.device("cpu"))
+    (tmp_path / "config.yaml").touch()
     with pytest.raises(WeightsError, match="the run has not finished"):
         load_flow(str(tmp_path), torch.device("cpu"))
+
+
+def test_a_folder_does_not_hide_a_built_in_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shapes-student").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_flow("shapes-student", torch.device("cpu")).role == "student"
+
+
+def test_a_checkpoint_for_resuming_names_its_run(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "checkpoints" / "step-0000003.safetensors"
+    path.parent.mkdir(parents=True)
+    write_tensors(path, {"x": torch.zeros(1)}, {"format": "driftrae", "kind": "training"})
+    with pytest.raises(WeightsError, match=f"give the run directory {tmp_path / 'run'}"):
+        load_flow(str(path), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("entries", "text"),
+    [
+        ({"rae": None, "time_shift": None}, "its header lacks rae, time_shift"),
+        ({"time_shift": "soon"}, "its header is damaged"),
+        ({"class_names": "[1"}, "its header is damaged"),
+    ],
+)
+def test_incomplete_headers_are_refused(
+    student: str, tmp_path: Path, entries: dict[str, str | None], text: str
+) -> None:
+    model = load_flow(student, torch.device("cpu")).model
+    header = flow_metadata("student", "shapes-rae", 1.0, NAMES) | entries
+    given = {name: value for name, value in header.items() if value is not None}
+    path = tmp_path / "other.safetensors"
+    save_model(path, model, "ditdh", model.config, given)
+    with pytest.raises(WeightsError, match=text):
+        load_flow(str(path), torch.device("cpu"))
+
+
+def test_pictures_that_are_not_finite_are_no_pictures(student: str, tmp_path: Path) -> None:
+    flow = load_flow(student, torch.device("cpu"))
+    with torch.no_grad():
+        flow.model.final_layer.linear.bias[0] = float("nan")
+    header = flow_metadata("student", "shapes-rae", 1.0, NAMES)
+    save_model(Path(student), flow.model, "ditdh", flow.model.config, header)
+    with pytest.raises(NumericsError, match="the student makes pictures that are not finite"):
+        _draw(student, tmp_path / "x.png")
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_an_autoencoder_of_another_shape_is_refused(student: str, tmp_path: Path) -> None:
+    config = RAEConfig(
+        EncoderConfig(16, 1, 2, 2.0, 8, 16, registers=0, layer_scale=0.5),
+        DecoderConfig(16, 16, 1, 2, 32, patch_size=8, num_tokens=4),
+        input_size=16,
+        grid=2,
+    )
+    other = tmp_path / "rae.safetensors"
+    save_model(other, RAE(config), "rae", config)
+    with pytest.raises(ConfigError, match=r"makes latents of shape 64x4x4, the .* has 16x2x2"):
+        _draw(student, tmp_path / "x.png", rae=str(other))
+
+
+def test_a_lost_autoencoder_says_who_wants_it(student: str, tmp_path: Path) -> None:
+    flow = load_flow(student, torch.device("cpu"))
+    header = flow_metadata("student", "lost.safetensors", 1.0, NAMES)
+    save_model(Path(student), flow.model, "ditdh", flow.model.config, header)
+    with pytest.raises(WeightsError, match=f"{student} names it .* with --rae"):
+        _draw(student, tmp_path / "x.png")
+
+
+def test_references_move_with_their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert portable_reference("shapes-rae", Path("runs/a")) == "shapes-rae"
+    assert portable_reference("hf://a/b/c", Path("runs/a")) == "hf://a/b/c"
+    assert portable_reference("models/rae", Path("runs/a")) == "../../models/rae"
+    assert portable_reference(str(tmp_path / "rae"), Path("runs")) == "../rae"
 
 
 def test_header_names_survive(student: str) -> None:

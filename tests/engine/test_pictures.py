@@ -1,0 +1,52 @@
+"""What is written, and what is refused before it would be lost."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from driftrae_cli.engine.pictures import prepare_output, save_folder
+from driftrae_cli.errors import OutputError
+
+PICTURE = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+
+
+def test_a_file_where_a_folder_is_meant(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("mine")
+    (tmp_path / "grid.png").mkdir()
+    for name, text in (
+        ("plain", "would be a folder"),
+        ("grid.png", "would be a file"),
+        ("plain/x.png", "cannot be written"),
+    ):
+        with pytest.raises(OutputError, match=text):
+            prepare_output(tmp_path / name, overwrite=True)
+    assert (tmp_path / "plain").read_text() == "mine"
+
+
+@pytest.mark.parametrize("path", ["/proc/x/y.png", "/proc/x"])
+def test_places_that_cannot_be_written(path: str) -> None:
+    with pytest.raises(OutputError, match="cannot be written"):
+        prepare_output(Path(path), overwrite=False)
+
+
+def test_overwriting_a_folder_leaves_no_old_pictures(tmp_path: Path) -> None:
+    save_folder(tmp_path, PICTURE.repeat(2, 1, 1, 1), ["a", "b"])
+    with pytest.raises(OutputError, match="exists already"):
+        prepare_output(tmp_path, overwrite=False)
+    prepare_output(tmp_path, overwrite=True)
+    save_folder(tmp_path, PICTURE, ["c"])
+    assert [path.name for path in tmp_path.iterdir()] == ["c.png"]
+
+
+def test_a_folder_with_other_things_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"holds more than pictures \(notes.txt\)"):
+        prepare_output(tmp_path, overwrite=True)
+
+
+@pytest.mark.parametrize("name", ["a/../../evil", "..", "/etc/evil", "a\0b"])
+def test_class_names_do_not_lead_out_of_the_folder(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "in" / "here"
+    save_folder(folder, PICTURE, [name])
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == list(folder.iterdir())
