@@ -102,7 +102,7 @@ def _download(file: _HubFile) -> Path:
 
     try:
         return Path(hf_hub_download(file.repo, file.name, revision=file.revision))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # those of the HTTP library depend on the version installed
         raise HubError(f"{file}: {_explain(error, file)}") from error
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from driftrae_cli.config.load import dump
 
@@ -68,7 +69,8 @@ def _table(rows: tuple[Any, ...]) -> Table:
         numeric = all(_is_number(getattr(row, name)) for row in rows)
         table.add_column(_heading(name), justify="right" if numeric else "left")
     for row in rows:
-        table.add_row(*(_cell(getattr(row, name)) for name in names))
+        # as text, or rich reads what is in square brackets as markup
+        table.add_row(*(Text(_cell(getattr(row, name))) for name in names))
     return table
 
 

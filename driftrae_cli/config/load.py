@@ -80,8 +80,10 @@ def _read(reference: str, schema: Any) -> dict[str, Any]:
     base = values.pop("preset", None)
     if base is None:
         return values
+    if not isinstance(base, str):
+        raise ConfigError(f"{reference}: preset: expected one name")
     if base not in presets:
-        raise ConfigError(f"{reference}: preset: {_unknown_preset(str(base), schema)}")
+        raise ConfigError(f"{reference}: preset: {_unknown_preset(base, schema)}")
     return _merge(_parse(presets[base].read_text(), f"preset {base}"), values)
 
 
@@ -95,25 +97,34 @@ def _unknown_preset(name: str, schema: Any) -> str:
 
 def _parse(text: str, source: str) -> dict[str, Any]:
     """Raises ConfigError for bad syntax, a repeated key, or something that is no mapping."""
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source}{_place(error)}: not valid YAML ({_reason(error)})") from error
+    values = _yaml(text, source)
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: expected 'name: value' lines")
-    _check_repeats(node, source)
+    _check_repeats(yaml.compose(text, Loader=yaml.SafeLoader), source)
     return values
 
 
-def _place(error: yaml.YAMLError) -> str:
+def _yaml(text: str, source: str) -> Any:
+    """What the text says; impossible dates are ValueErrors of the YAML library."""
+    try:
+        for token in yaml.scan(text, Loader=yaml.SafeLoader):
+            if isinstance(token, yaml.AliasToken):
+                raise ConfigError(
+                    f"{source}: *{token.value}: recipes have no aliases; write it out"
+                )
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{source}{_place(error)}: not valid YAML ({_reason(error)})") from error
+
+
+def _place(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
     return f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
 
 
-def _reason(error: yaml.YAMLError) -> str:
+def _reason(error: Exception) -> str:
     return getattr(error, "problem", None) or str(error)
 
 
@@ -148,10 +159,7 @@ def _override(text: str) -> dict[str, Any]:
     keys = path.strip().split(".")
     if not equals or not all(keys):
         raise ConfigError(f"--set {text}: write it as name=value or section.name=value")
-    try:
-        nested = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {text}: not valid YAML ({_reason(error)})") from error
+    nested = _yaml(value, f"--set {text}")
     for key in reversed(keys):
         nested = {key: nested}
     return typing.cast(dict[str, Any], nested)
@@ -161,8 +169,9 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         below = merged.get(key)
-        if isinstance(value, Mapping) and isinstance(below, Mapping):
-            merged[key] = _merge(below, value)
+        if isinstance(below, Mapping) and (value is None or isinstance(value, Mapping)):
+            # A section with nothing in it changes nothing.
+            merged[key] = _merge(below, value or {})
         else:
             merged[key] = value
     return merged

@@ -177,12 +177,19 @@ def _convert_choice(value: Any, choices: tuple[Any, ...]) -> Any:
 def _convert_number(value: Any, hint: type, limits: Mapping[str, Any]) -> Any:
     number = _read_number(value)
     wanted = "a whole number" if hint is int else "a number"
-    if number is None or not math.isfinite(number) or (hint is int and number % 1):
+    if number is None or not _is_finite(number) or (hint is int and number % 1):
         raise _InvalidError(f"expected {wanted}, got {_shown(value)}")
     complaint = limit_violated(number, limits)
     if complaint:
         raise _OutOfRangeError(f"{complaint}, got {_shown(value)}")
     return hint(number)
+
+
+def _is_finite(number: int | float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # a whole number beyond every float
+        return False
 
 
 def _read_number(value: Any) -> int | float | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from driftrae_cli.data import shapes
@@ -81,7 +81,10 @@ def _load_shapes(per_class: int | None, image_size: int, seed: int) -> LabeledIm
 def _load_folder(folder: Path, per_class: int | None, image_size: int) -> LabeledImages:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give 'shapes' or a folder of pictures")
-    class_folders = sorted(p for p in folder.iterdir() if p.is_dir() and _pictures(p))
+    folders = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    class_folders = [p for p in folders if _pictures(p)]
+    if class_folders and len(class_folders) < len(folders):
+        raise DataError(_without_pictures([p for p in folders if p not in class_folders]))
     groups = [_pictures(p) for p in class_folders] or [_pictures(folder)]
     names = tuple(p.name for p in class_folders) or (folder.name,)
     if not groups[0]:
@@ -91,6 +94,16 @@ def _load_folder(folder: Path, per_class: int | None, image_size: int) -> Labele
     return LabeledImages(images, torch.tensor([label for _, label in paths]), names)
 
 
+def _without_pictures(folders: list[Path]) -> str:
+    """Left out silently, such folders would shift the numbers of all classes after them."""
+    found = sorted({p.suffix or "no ending" for folder in folders for p in folder.iterdir()})
+    names = ", ".join(str(folder) for folder in folders[:10])
+    return (
+        f"{names}: no pictures in it; these are read: {', '.join(_SUFFIXES)} "
+        f"(there: {', '.join(found[:10]) or 'nothing'}). Convert them, or move the folder away."
+    )
+
+
 def _pictures(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES)
 
@@ -98,8 +111,8 @@ def _pictures(folder: Path) -> list[Path]:
 def _read(path: Path, image_size: int) -> Tensor:
     try:
         with Image.open(path) as picture:
-            rgb = picture.convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
+            rgb = _rgb(picture)
+    except Exception as error:  # damaged files make Pillow raise nearly anything
         reason = f"not a readable picture ({error}); remove or replace it"
         raise DataError(f"{path}: {reason}") from error
     side = min(rgb.size)
@@ -107,3 +120,11 @@ def _read(path: Path, image_size: int) -> Tensor:
     square = rgb.crop((left, top, left + side, top + side))
     resized = square.resize((image_size, image_size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    """Pillow cuts grey pictures of 16 bits off at 255 instead of scaling them."""
+    if picture.mode.startswith("I"):
+        grey = np.round(np.asarray(picture, dtype=np.float64) / 257).clip(0, 255)
+        picture = Image.fromarray(grey.astype(np.uint8))
+    return picture.convert("RGB")

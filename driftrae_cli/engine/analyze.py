@@ -3,7 +3,7 @@
 Legend: N samples of one class, C tokens, D channels.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -61,6 +61,8 @@ def analyze(
 ) -> LatentAnalysis:
     """Encode `samples` pictures of each of the first `classes` classes and measure them.
 
+    The statistics depend on the number of samples, so every class has as many as the smallest.
+
     Raises:
         ConfigError: more classes than the data set has.
         NumericsError: too few samples.
@@ -68,15 +70,19 @@ def analyze(
     where = pick_device(device)
     rae = load_rae(space, where)
     images = load_images(data, samples, rae.config.image_size, _ANALYSIS_SEED)
-    latents = encode_all(rae, images, where, reporter)
-    total = len(latents.class_names)
+    total = len(images.class_names)
     count = total if classes is None else classes
     if not 1 <= count <= total:
         raise ConfigError(f"--classes {count}: the data set has {total} classes")
+    rows = [torch.nonzero(images.labels == label).flatten() for label in range(count)]
+    each = min(map(len, rows))
+    used = torch.cat([row[:each] for row in rows])
+    chosen = replace(images, images=images.images[used], labels=images.labels[used])
+    latents = encode_all(rae, chosen, where, reporter)
     per_class = [_measure(_class_tokens(latents, label)) for label in range(count)]
     pr, se, nn_token, nn_latent = torch.tensor(per_class, dtype=torch.float64).mean(0).tolist()
     D, H, W = rae.latent_shape
-    return LatentAnalysis(space, data, count, samples, H * W, D, pr, se, nn_token, nn_latent)
+    return LatentAnalysis(space, data, count, each, H * W, D, pr, se, nn_token, nn_latent)
 
 
 def _class_tokens(latents: LatentSet, label: int) -> Tensor:

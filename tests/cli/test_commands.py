@@ -28,7 +28,9 @@ class Result:
     rows: tuple[Row, ...]
 
 
-RESULT = Result("runs/x", (Row("student", 3.14159265, 1), Row("real [1]", float("nan"), None)))
+RESULT = Result(
+    "runs/x", (Row("student", 3.14159265, 1), Row("[bold]real[/x]", float("nan"), None))
+)
 
 
 def driftrae(*arguments):
@@ -167,7 +169,7 @@ def test_results_as_json_leave_stdout_clean(engine):
         "out": "runs/x",
         "rows": [
             {"name": "student", "distance": 3.14159265, "steps": 1},
-            {"name": "real [1]", "distance": None, "steps": None},
+            {"name": "[bold]real[/x]", "distance": None, "steps": None},
         ],
     }
     assert result.stderr == "work: 0/2\n"

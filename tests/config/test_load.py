@@ -70,6 +70,8 @@ def test_later_sources_win_and_leave_the_rest_alone(recipe):
     assert (config.optim.steps, config.optim.ema_warmup, config.step.positives) == (9, 3, 8)
     assert config.optim.learning_rate == preset.optim.learning_rate
     assert config.teacher == preset.teacher
+    assert config.log == preset.log, "an empty section changes nothing"
+    assert load("shapes", ["optim="], DistillConfig) == preset
 
 
 @pytest.mark.parametrize(
@@ -200,6 +202,25 @@ def test_syntax_error_has_a_line(recipe):
 def test_repeated_key(recipe):
     path = recipe("kind: distill\noptim:\n  steps: 1\n  steps: 2\n")
     assert refusal(path) == f"{path}, line 4: steps was set before, on line 3"
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("preset: [shapes]", "preset: expected one name"),
+        ("teacher: 2024-13-45", "not valid YAML (month must be in 1..12"),
+        ("field: &x {group: *x}", "*x: recipes have no aliases; write it out"),
+        ("seed: " + "9" * 400, "seed: expected a whole number, got 999"),
+        ("field: " + "[" * 3000, "not valid YAML"),
+    ],
+)
+def test_yaml_that_python_stumbles_over(recipe, text, complaint):
+    assert complaint in refusal(recipe(f"kind: distill\n{text}\n"))
+
+
+def test_an_override_with_an_impossible_date():
+    expected = "--set teacher=2024-13-45: not valid YAML (month must be in 1..12"
+    assert refusal("shapes", "teacher=2024-13-45").startswith(expected)
 
 
 def test_file_without_fields(recipe):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -49,6 +50,27 @@ def test_an_unreadable_picture_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"not a picture")
     with pytest.raises(DataError, match=r"broken\.png: not a readable picture"):
         load_images(str(tmp_path), None, 8, 0)
+
+
+def test_a_bomb_is_an_unreadable_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _picture(tmp_path / "large.png", (1, 2, 3), size=(64, 64))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(DataError, match=r"large\.png: not a readable picture \(.*bomb"):
+        load_images(str(tmp_path), None, 8, 0)
+
+
+def test_a_class_without_pictures_is_named(tmp_path: Path) -> None:
+    _picture(tmp_path / "ant" / "a.png", (0, 0, 0))
+    _picture(tmp_path / "bee" / "b.gif", (0, 0, 0))
+    (tmp_path / ".cache").mkdir()
+    with pytest.raises(DataError, match=r"bee: no pictures in it; .*\(there: \.gif\)"):
+        load_images(str(tmp_path), None, 8, 0)
+
+
+def test_grey_pictures_of_16_bits_are_scaled(tmp_path: Path) -> None:
+    levels = np.full((16, 16), 30_000, dtype=np.uint16)
+    Image.fromarray(levels).save(tmp_path / "grey.png")
+    assert (load_images(str(tmp_path), None, 16, 0).images == 117).all()
 
 
 def test_missing_and_empty_folders(tmp_path: Path) -> None:
