@@ -111,12 +111,12 @@ def _yaml(text: str, source: str) -> Any:
     try:
         for token in yaml.scan(text, Loader=yaml.SafeLoader):
             if isinstance(token, yaml.AliasToken):
-                raise ConfigError(
-                    f"{source}: *{token.value}: recipes have no aliases; write it out"
-                )
+                hint = "recipes have no aliases; write it out"
+                raise ConfigError(f"{source}: *{token.value}: {hint}")
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{source}{_place(error)}: not valid YAML ({_reason(error)})") from error
+        place = _place(error) if "\n" in text else ""
+        raise ConfigError(f"{source}{place}: not valid YAML ({_reason(error)})") from error
 
 
 def _place(error: Exception) -> str:
