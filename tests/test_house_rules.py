@@ -22,7 +22,7 @@ ROOMS: Mapping[str, set[str]] = {
     "geometry": {"flow"},
     "models": {"flow", "files"},
     "data": {"flow", "files"},
-    "fidelity": {"flow", "files", "models", "data"},
+    "fidelity": {"flow", "files"},
     "engine": {"drift", "geometry", "fidelity", "models", "data", "flow", "files", "hub"},
     "engine/build": {"config"},  # on top of what `engine` may
     "cli": {"engine", "config", "hub"},

@@ -15,7 +15,12 @@ from torch import Tensor
 
 from driftrae_cli.drift.distances import Units, centred, pairwise_distances
 from driftrae_cli.drift.groups import GroupSize
-from driftrae_cli.drift.perturb import draw_lengths, on_device, perturbed_queries
+from driftrae_cli.drift.perturb import (
+    draw_lengths,
+    on_device,
+    perturbed_queries,
+    problems_drawn_at_once,
+)
 from driftrae_cli.errors import ConfigError
 
 Softmax = Literal["single", "joint"]
@@ -37,8 +42,9 @@ class FieldSettings:
             `batch`, root mean square one for every temperature ([Drift]); `none`, as it is.
         group: tokens per side that are joined to one vector; losses of several sizes add up.
         temperatures: `tau`, in units of the mean distance.
-        chunk_size: tokens handled at a time (at least one problem); bounds the memory and
-            changes nothing else.
+        chunk_size: tokens handled at a time (at least one problem, and as many as draw their
+            random numbers together); bounds the memory of distances and weights and changes
+            nothing else. Samples and field are held for all problems.
 
     Raises:
         ConfigError: an unknown word, or a number that is not positive.
@@ -56,10 +62,14 @@ class FieldSettings:
         _check_word("normalize", self.normalize, get_args(Normalize))
         if not self.temperatures or not all(0 < tau < inf for tau in self.temperatures):
             raise ConfigError(f"temperatures {self.temperatures}: give at least one, all positive")
-        if not self.group or any(size != "all" and size < 1 for size in self.group):
+        if not self.group or not all(map(_is_group_size, self.group)):
             raise ConfigError(f"group {self.group}: give positive numbers or all")
         if self.chunk_size < 1:
             raise ConfigError(f"chunk_size {self.chunk_size}: must be positive")
+
+
+def _is_group_size(size: object) -> bool:
+    return size == "all" or (isinstance(size, int) and size >= 1)
 
 
 def _check_word(name: str, word: str, known: tuple[str, ...]) -> None:
@@ -159,7 +169,7 @@ def drifting_field(
         num_queries: N.
         num_negatives: M, the queries included.
         generator: of the perturbation; the numbers do not depend on `chunk`.
-        chunk: problems computed at a time.
+        chunk: problems computed at a time, rounded up to as many as draw together.
     """
     B, _, D = samples_BYD.shape
     T, N = len(settings.temperatures), num_queries
@@ -167,7 +177,11 @@ def drifting_field(
     V_BTND = samples_BYD.new_empty(B, T, N, D)
     unit_B, neighbours_BT = samples_BYD.new_empty(B), samples_BYD.new_empty(B, T)
     rng = on_device(generator, samples_BYD.device)
-    lengths_BTN = draw_lengths(samples_BYD, (B, T, N), rng) if settings.perturb else None
+    lengths_BTN = None
+    if settings.perturb:
+        lengths_BTN = draw_lengths(samples_BYD, (B, T, N), rng)
+        together = problems_drawn_at_once(T, N, D)
+        chunk = -(-chunk // together) * together
     work = _Workspace.like(samples_BYD, min(chunk, B), T, N)
     for rows in _chunks(B, chunk):
         y_BYD = centred(samples_BYD[rows])

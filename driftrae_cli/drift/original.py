@@ -1,8 +1,8 @@
 """The original drifting loss as its official code computes it ([Drift], arXiv 2602.04770).
 
-It differs from `softmax: joint, normalize: batch, perturb: false` in three ways: one unit of
-distance for the whole batch, temperatures that are summed before squaring, and samples with
-weights.
+The yardstick that the field is tested against; no recipe selects it. It differs from
+`softmax: joint, normalize: batch, perturb: false` in three ways: one unit of distance for the
+whole batch, temperatures that are summed before squaring, and samples with weights.
 
 Legend: B problems, N generated samples, M negatives, P positives, Y = N + M + P, D channels,
 T temperatures.

@@ -6,6 +6,8 @@ Legend: B independent problems, T temperatures, N queries, D channels.
 import torch
 from torch import Tensor
 
+_DRAWN_AT_ONCE = 2**22  # random numbers; how many problems that is must not depend on chunks
+
 
 def on_device(generator: torch.Generator, device: torch.device) -> torch.Generator:
     """The generator itself, or one on `device` that it seeds.
@@ -23,20 +25,25 @@ def draw_lengths(like: Tensor, shape: tuple[int, ...], generator: torch.Generato
     return like.new_empty(shape).exponential_(generator=generator)
 
 
+def problems_drawn_at_once(temperatures: int, queries: int, channels: int) -> int:
+    """Problems whose directions come from one call of the generator.
+
+    Chunks of a multiple of it leave the random numbers as they are.
+    """
+    return max(1, _DRAWN_AT_ONCE // (temperatures * queries * channels))
+
+
 def perturbed_queries(
     x_BND: Tensor, reach_BTN: Tensor, generator: torch.Generator, out: Tensor
 ) -> Tensor:
     """`x + reach * u` with `u` uniform on the unit sphere, [B, T, N, D].
 
-    Every problem draws for itself, in order, so that splitting the problems into chunks
-    leaves the numbers as they are.
-
     Args:
         reach_BTN: length of the displacement.
         out: receives the result, [B, T, N, D] contiguous.
     """
-    for problem_TND in out:
-        problem_TND.normal_(generator=generator)
+    for part in out.split(problems_drawn_at_once(*out.shape[1:])):
+        part.normal_(generator=generator)
     tiny = torch.finfo(out.dtype).tiny
     factor_BTN = reach_BTN / torch.linalg.vector_norm(out, dim=-1).clamp_min(tiny)
     return out.mul_(factor_BTN.unsqueeze(-1)).add_(x_BND.unsqueeze(1))

@@ -157,5 +157,4 @@ def teacher_config(
         depth=teacher.depth,
         num_heads=teacher.heads,
         num_classes=num_classes,
-        class_dropout_prob=teacher.label_dropout,
     )

@@ -79,12 +79,11 @@ class LatentMoments:
 
 
 @torch.no_grad()
-def set_statistics(
+def measure_statistics(
     rae: RAE, data: LabeledImages, device: torch.device, reporter: Reporter, batch_size: int = 250
 ) -> None:
     """Measure the latents of `data` and store mean and variance in `rae`."""
-    rae.latent_mean.zero_()
-    rae.latent_var.fill_(1 - rae.config.eps)  # encode() is then the identity on latents
+    rae.set_statistics(None, torch.tensor(1 - rae.config.eps))  # encode() changes nothing then
     moments = LatentMoments()
     reporter.start("latent statistics", len(data))
     for start in range(0, len(data), batch_size):
@@ -92,6 +91,4 @@ def set_statistics(
         moments.update(rae.encode(images))
         reporter.advance(min(start + batch_size, len(data)), {})
     reporter.finish()
-    mean, variance = moments.mean_and_variance()
-    rae.latent_mean.copy_(mean)
-    rae.latent_var.copy_(variance)
+    rae.set_statistics(*moments.mean_and_variance())

@@ -29,7 +29,7 @@ from driftrae_cli.engine.evaluate import (
     score_generator,
     score_reconstructions,
 )
-from driftrae_cli.engine.latents import encode_all, set_statistics
+from driftrae_cli.engine.latents import encode_all, measure_statistics
 from driftrae_cli.engine.pretrain_objectives import (
     Autoencoder,
     AutoencoderObjective,
@@ -175,7 +175,7 @@ def _autoencoder(run: _Run, judge: FeatureNet) -> RAE:
     trained = train(task, loop, run.out / "autoencoder", run.reporter, phase="autoencoder")
     rae = _frozen(trained.rae)
     _round_as_stored(rae.encoder)
-    set_statistics(rae, run.data, run.device, run.reporter)
+    measure_statistics(rae, run.data, run.device, run.reporter)
     rae.decoder = _decoder(run, rae, judge)
     return _frozen(rae)
 

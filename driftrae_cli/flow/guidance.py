@@ -1,5 +1,7 @@
 """Guidance of a velocity away from a weaker one, inside an interval of times.
 
+For teachers, whose published numbers are measured with it; distillation and students use none.
+
 Legend: B batch.
 """
 

@@ -52,7 +52,7 @@ def logit_normal_times(count: int, shift: float, generator: torch.Generator) -> 
     """Shifted training times [count], on the generator's device.
 
     Before the shift they follow the logistic function of N(0, 1), cut at 0.999; the tail
-    beyond it has a probability of 3e-12, so clamping equals redrawing.
+    beyond it has a probability of 2.5e-12, so clamping equals redrawing.
     """
     u = torch.randn(count, generator=generator, device=generator.device).sigmoid()
     return shift_time(u.clamp(max=_LAST_TRAINING_TIME), shift)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from driftrae_cli.errors import ConfigError
-from driftrae_cli.models.layers import sincos_table
+from driftrae_cli.models.layers import sincos_table, unpatchify
 
 
 @dataclass(frozen=True)
@@ -128,14 +128,15 @@ class ViTDecoder(nn.Module):
 
     def forward(self, tokens_BCD: Tensor) -> Tensor:
         """Latent tokens -> pictures [B, channels, H, W], not clamped."""
-        patch, grid = self.config.patch_size, self.config.grid
-        x = self.logits(tokens_BCD).unflatten(1, (grid, grid)).unflatten(3, (patch, patch, -1))
-        return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+        return unpatchify(self.logits(tokens_BCD), self.config.grid, self.config.patch_size)
 
     def logits(self, tokens_BCD: Tensor) -> Tensor:
         """Pixels of each patch, [B, num_tokens, patch * patch * channels], channel fastest.
 
         A square number of tokens other than `num_tokens` is resized bilinearly.
+
+        Raises:
+            ConfigError: the number of tokens is not a square.
         """
         x_BCD = self._resize(self.decoder_embed(tokens_BCD))
         first = self.trainable_cls_token.expand(len(x_BCD), -1, -1).to(x_BCD.dtype)
@@ -149,6 +150,8 @@ class ViTDecoder(nn.Module):
         if count == self.config.num_tokens:
             return x_BCD
         side = math.isqrt(count)
+        if side**2 != count:
+            raise ConfigError(f"decoder: {count} tokens are no square grid")
         x = x_BCD.transpose(1, 2).unflatten(2, (side, side))
         x = F.interpolate(x, (grid, grid), mode="bilinear", align_corners=False)
         return x.flatten(2).transpose(1, 2)

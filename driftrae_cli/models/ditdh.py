@@ -22,6 +22,7 @@ from driftrae_cli.models.layers import (
     SwiGLU,
     modulate,
     sincos_table,
+    unpatchify,
 )
 
 _TIME_FEATURES = 256
@@ -40,7 +41,6 @@ class DiTDHConfig:
         num_classes: classes; the label `num_classes` means "no class".
         patch_size: latent rows and columns per token.
         mlp_ratio: feed-forward width over token width, before the SwiGLU's 2/3.
-        class_dropout_prob: how often a label becomes "no class" in training mode.
 
     Raises:
         ConfigError: sizes that do not divide each other.
@@ -54,7 +54,6 @@ class DiTDHConfig:
     num_classes: int
     patch_size: int = 1
     mlp_ratio: float = 4.0
-    class_dropout_prob: float = 0.1
 
     def __post_init__(self) -> None:
         if self.input_size % self.patch_size:
@@ -93,19 +92,17 @@ class TimeEmbedder(nn.Module):
 
 
 class LabelEmbedder(nn.Module):
-    """One vector per class and one, the last, for "no class"."""
+    """One vector per class and one, the last, for "no class".
 
-    def __init__(self, num_classes: int, width: int, dropout: float) -> None:
+    Whoever trains the network drops labels, with the random numbers of the step.
+    """
+
+    def __init__(self, num_classes: int, width: int) -> None:
         super().__init__()
         self.embedding_table = nn.Embedding(num_classes + 1, width)
-        self.num_classes = num_classes
-        self.dropout = dropout
 
     def forward(self, y_B: Tensor) -> Tensor:
-        """Labels [B] -> [B, D]; drops labels in training mode only."""
-        if self.training and self.dropout > 0:
-            dropped = torch.rand(y_B.shape, device=y_B.device) < self.dropout
-            y_B = y_B.masked_fill(dropped, self.num_classes)
+        """Labels [B] -> [B, D]."""
         return self.embedding_table(y_B)
 
 
@@ -142,6 +139,7 @@ class FinalLayer(nn.Module):
         self.adaLN_modulation = _modulation(width, 2)
 
     def forward(self, x_BCD: Tensor, condition: Tensor) -> Tensor:
+        """[B, C, width] to [B, C, outputs]; `condition` as in `Block`."""
         shift, scale = self.adaLN_modulation(condition).chunk(2, dim=-1)
         return self.linear(modulate(self.norm_final(x_BCD), shift, scale))
 
@@ -162,7 +160,7 @@ class DiTDH(nn.Module):
         self.s_embedder = PatchLinear(patch, channels, narrow)
         self.s_projector = nn.Linear(narrow, wide) if narrow != wide else nn.Identity()
         self.t_embedder = TimeEmbedder(narrow)
-        self.y_embedder = LabelEmbedder(config.num_classes, narrow, config.class_dropout_prob)
+        self.y_embedder = LabelEmbedder(config.num_classes, narrow)
         self.final_layer = FinalLayer(wide, patch * patch * channels)
         self.pos_embed = nn.Parameter(sincos_table(narrow, grid)[None], requires_grad=False)
         self.enc_feat_rope = RotaryTable(narrow // config.num_heads[0], grid)
@@ -202,16 +200,8 @@ class DiTDH(nn.Module):
         x_BCD = self.x_embedder(x_BDHW)
         for block in self.blocks[depth:]:
             x_BCD = block(x_BCD, token_condition, self.dec_feat_rope)
-        return self._to_latent(self.final_layer(x_BCD, token_condition))
-
-    def _to_latent(self, tokens_BCD: Tensor) -> Tensor:
-        """[B, C, p * p * D] -> [B, D, H, W]; inside a token channels vary fastest."""
-        patch, grid = self.config.patch_size, self.config.grid
-        if patch == 1:
-            return tokens_BCD.transpose(1, 2).unflatten(2, (grid, grid))
-        x = tokens_BCD.unflatten(1, (grid, grid)).unflatten(3, (patch, patch, -1))
-        x = x.permute(0, 5, 1, 3, 2, 4)
-        return x.flatten(4, 5).flatten(2, 3)
+        outputs_BCD = self.final_layer(x_BCD, token_condition)
+        return unpatchify(outputs_BCD, self.config.grid, self.config.patch_size)
 
 
 def _xavier(module: nn.Module) -> None:

@@ -51,7 +51,10 @@ class RotaryTable(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square normalisation with a learned weight, statistics in float32."""
+    """Root-mean-square normalisation of the last dimension, statistics in float32.
+
+    The result is rounded to the input's precision before the learned weight, as in [RAE].
+    """
 
     def __init__(self, width: int, eps: float = 1e-6) -> None:
         super().__init__()
@@ -59,7 +62,9 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
+        """Any shape [..., width] to the same."""
+        unit = F.rms_norm(x.float(), self.weight.shape, eps=self.eps).to(x.dtype)
+        return unit * self.weight.to(x.dtype)
 
 
 class SwiGLU(nn.Module):
@@ -72,6 +77,7 @@ class SwiGLU(nn.Module):
         self.w3 = nn.Linear(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[..., width] to the same."""
         gate, value = self.w12(x).chunk(2, dim=-1)
         return self.w3(F.silu(gate) * value)
 
@@ -86,6 +92,7 @@ class RotaryAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x_BCD: Tensor, rope: RotaryTable) -> Tensor:
+        """Tokens to the same shape; `rope` holds tables [C, W]."""
         qkv_BCD = self.qkv(x_BCD).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv_BCD.permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(rope(q).to(v.dtype), rope(k).to(v.dtype), v)
@@ -111,6 +118,15 @@ class PatchLinear(nn.Module):
         else:
             patches = F.unfold(x, self.patch_size, stride=self.patch_size).transpose(1, 2)
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+
+def unpatchify(tokens_BCD: Tensor, grid: int, patch: int) -> Tensor:
+    """[B, grid * grid, patch * patch * channels] -> [B, channels, rows, columns].
+
+    Tokens lie row by row; inside a token channels vary fastest.
+    """
+    x = tokens_BCD.unflatten(1, (grid, grid)).unflatten(3, (patch, patch, -1))
+    return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

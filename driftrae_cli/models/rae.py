@@ -28,7 +28,7 @@ class RAEConfig:
         eps: added to the latent variance.
 
     Raises:
-        ConfigError: encoder, grid and decoder do not fit each other.
+        ConfigError: the grid is not the encoder's, or the decoder reads other channels.
     """
 
     encoder: EncoderConfig

@@ -11,8 +11,12 @@ import torch
 def mean_distance(gen, detached, pos):
     """Mean distance from the queries to all samples, themselves included, each at least 1e-4."""
     others = [*gen, *detached, *pos]
-    distances = [max(float((x - y).norm()), 1e-4) for x in gen for y in others]
+    distances = [_distance(x, y) for x in gen for y in others]
     return sum(distances) / len(distances)
+
+
+def _distance(x, y):
+    return max(float((x - y).norm()), 1e-4)
 
 
 def single_field(query, gen, detached, pos, bandwidth):
@@ -26,7 +30,7 @@ def single_field(query, gen, detached, pos, bandwidth):
 
 
 def _pull(x_bar, samples, bandwidth):
-    weights = [math.exp(-float((y - x_bar).norm()) / bandwidth) for y in samples]
+    weights = [math.exp(-_distance(y, x_bar) / bandwidth) for y in samples]
     pairs = zip(weights, samples, strict=True)
     return sum(w / sum(weights) * (y - x_bar) for w, y in pairs)
 
@@ -36,7 +40,7 @@ def joint_field(query, gen, detached, pos, bandwidth):
     negatives = [*gen, *detached]
     samples = [*negatives, *pos]
     kernel = [
-        [0.0 if j == k else math.exp(-float((y - x).norm()) / bandwidth)
+        [0.0 if j == k else math.exp(-_distance(y, x) / bandwidth)
          for k, y in enumerate(samples)]
         for j, x in enumerate(query)
     ]  # fmt: skip

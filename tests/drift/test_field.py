@@ -56,6 +56,19 @@ def test_equal_sets_are_in_equilibrium(softmax):
     assert coefficients.abs().max() > 0.1
 
 
+@pytest.mark.parametrize("perturb", [False, True])
+def test_sets_of_one_law_have_a_field_that_shrinks_with_their_size(perturb):
+    """Equilibrium of the field itself, where a sample is not in its own sum."""
+    lengths = []
+    for count in (8, 1024):
+        samples = _samples(4, 2 * count, 2)
+        settings = FieldSettings(temperatures=(1.0,), perturb=perturb)
+        rng = torch.Generator().manual_seed(0)
+        field = drifting_field(samples, count, count, settings, rng, chunk=4)
+        lengths.append(field.V_BTND.mean(2).norm(dim=-1).mean().item())
+    assert lengths[1] < 0.2 * lengths[0]
+
+
 @pytest.mark.parametrize("power", [1, 2])
 def test_proposition_1(power):
     """(l / tau) (sum a |y-x|^(l-2) (y-x) - sum b |x_k-x|^(l-2) (x_k-x)) = grad log(q / p)."""

@@ -9,7 +9,8 @@ import pytest
 import torch
 from drift_oracle import FIELDS, blocks, mean_distance
 
-from driftrae_cli.drift.field import FieldSettings
+from driftrae_cli.drift import objective, perturb
+from driftrae_cli.drift.field import FieldSettings, drifting_field
 from driftrae_cli.drift.objective import DriftObjective, attach_gradient
 from driftrae_cli.errors import ConfigError
 
@@ -28,8 +29,8 @@ def _sets(M=2, dtype=torch.float64, seed=0):
 def _run(sets, seed=0, **settings):
     """Loss, gradient with respect to the generated samples, metrics."""
     gen = sets[0].clone().requires_grad_()
-    objective = DriftObjective(FieldSettings(temperatures=TEMPERATURES, **settings))
-    output = objective(gen, *sets[1:], torch.Generator().manual_seed(seed))
+    drift = DriftObjective(FieldSettings(temperatures=TEMPERATURES, **settings))
+    output = drift(gen, *sets[1:], torch.Generator().manual_seed(seed))
     output.loss.backward()
     return output.loss.detach(), gen.grad, output.metrics
 
@@ -41,7 +42,7 @@ def _literal(sets, softmax, normalize, sizes):
     for size in sizes:
         problems = [
             (x, d, y)
-            for k in range(K)
+            for k in range(len(gen))
             for x, d, y in zip(*(blocks(part[k], size) for part in (gen, *sets[1:])), strict=True)
         ]
         losses = []
@@ -49,9 +50,10 @@ def _literal(sets, softmax, normalize, sizes):
             fields, scaled = [], []
             for x, d, y in problems:
                 scale = mean_distance(x.detach(), d, y)
-                field = FIELDS[softmax](x.detach(), x.detach(), d, y, tau * scale)
-                fields.append(field / scale)
-                scaled.append(x / scale)
+                kernel, unit = max(scale, 1e-3), max(scale, 1e-3 * x.shape[1] ** 0.5)
+                field = FIELDS[softmax](x.detach(), x.detach(), d, y, tau * kernel)
+                fields.append(field / unit)
+                scaled.append(x / unit)
             V, g = torch.stack(fields), torch.stack(scaled)
             norm = V.norm(dim=-1, keepdim=True)
             lengths[f"field/{size}/{tau:g}"] = norm.mean()
@@ -78,6 +80,35 @@ def test_loss_gradient_and_metrics_are_those_of_the_formula(softmax, M, normaliz
     torch.testing.assert_close(grad, expected_grad, rtol=1e-7, atol=1e-10)
     for name, value in lengths.items():
         torch.testing.assert_close(metrics[name], value, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("normalize", ["token", "batch", "none"])
+@pytest.mark.parametrize("size", [1e-4, 1e-6, 1e-8])
+def test_floors_hold_where_samples_nearly_coincide(size, normalize):
+    sets = [size * part for part in _sets()]
+    loss, grad, _ = _run(sets, normalize=normalize, group=(1, 2), perturb=False)
+    expected_loss, expected_grad, _ = _literal(sets, "single", normalize, (1, 2))
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-7, atol=1e-14)
+    torch.testing.assert_close(grad, expected_grad, rtol=1e-5, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("start", "offset", "bound"),
+    [("scattered", 0, 5e-5), ("collapsed", 0, 5e-5), ("scattered", 100, 2e-3)],
+)
+def test_float32_is_enough_at_the_width_of_dinov2(start, offset, bound):
+    """Against the loops in float64; far from the origin only centred samples keep their digits."""
+    rng = torch.Generator().manual_seed(0)
+    size = 0.01 if offset else 1.0
+    gen, detached, pos = (
+        size * torch.randn(1, n, 1, 768, generator=rng, dtype=torch.float64) for n in (8, 8, 16)
+    )
+    if start == "collapsed":
+        gen, detached = 1e-4 * gen, 1e-4 * detached
+    coarse = [(part + offset).float() for part in (gen, detached, pos)]
+    _, grad, _ = _run(coarse, normalize="none", perturb=False)
+    _, expected, _ = _literal([part.double() for part in coarse], "single", "none", (1,))
+    assert (grad - expected).norm() < bound * expected.norm()
 
 
 def test_unit_pulls_make_the_loss_one_per_group_size():
@@ -163,7 +194,8 @@ def test_lengths_are_measured_in_units_of_the_samples():
 
 @pytest.mark.parametrize("softmax", ["single", "joint"])
 @pytest.mark.parametrize("chunk_size", [1, 5, 7, 1000])
-def test_chunks_change_nothing(softmax, chunk_size):
+def test_chunks_change_nothing(softmax, chunk_size, monkeypatch):
+    monkeypatch.setattr(perturb, "_DRAWN_AT_ONCE", 100)  # three problems of single tokens
     settings = {"group": (1, 2, "all"), "normalize": "batch", "softmax": softmax}
     reference = _run(_sets(), **settings)
     chunked = _run(_sets(), chunk_size=chunk_size, **settings)
@@ -179,12 +211,17 @@ def test_the_perturbation_depends_on_the_generator_alone():
     torch.testing.assert_close(unmoved[0], unmoved[1], rtol=0, atol=0)
 
 
-def test_autocast_does_not_reach_the_field():
-    sets = _sets(dtype=torch.float32)
-    _, grad, _ = _run(sets)
+def test_autocast_does_not_reach_the_field(monkeypatch):
+    seen = []
+
+    def recording(*arguments):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return drifting_field(*arguments)
+
+    monkeypatch.setattr(objective, "drifting_field", recording)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        _, inside, _ = _run(sets)
-    torch.testing.assert_close(inside, grad, rtol=0, atol=0)
+        _run(_sets(dtype=torch.float32))
+    assert seen == [False]
 
 
 def test_half_precision_samples_are_computed_in_float32():
@@ -240,9 +277,9 @@ def test_neighbours_count_the_positives_in_reach():
     """A query on top of a positive, all others far away; then nothing but temperature."""
     near, far = torch.zeros(1, 1, 1, 2), torch.full((1, 7, 1, 2), 5.0)
     pos = torch.cat([near, far], dim=1).double()
-    objective = DriftObjective(FieldSettings(temperatures=(0.01, 1e4), perturb=False))
+    drift = DriftObjective(FieldSettings(temperatures=(0.01, 1e4), perturb=False))
     none = pos.new_empty(1, 0, 1, 2)
-    metrics = objective(near.double(), none, pos, torch.Generator()).metrics
+    metrics = drift(near.double(), none, pos, torch.Generator()).metrics
     assert metrics["neighbours/1/0.01"].item() == pytest.approx(1)
     assert metrics["neighbours/1/10000"].item() == pytest.approx(8, rel=1e-3)
 
@@ -271,6 +308,7 @@ def test_a_group_that_does_not_fit_is_refused():
         ({"temperatures": (math.nan,)}, "positive"),
         ({"group": ()}, "positive numbers or all"),
         ({"group": (0,)}, "positive numbers or all"),
+        ({"group": ("half",)}, "positive numbers or all"),
         ({"chunk_size": 0}, "must be positive"),
     ],
 )

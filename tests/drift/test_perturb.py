@@ -2,6 +2,7 @@
 
 import torch
 
+from driftrae_cli.drift import perturb
 from driftrae_cli.drift.perturb import draw_lengths, on_device, perturbed_queries
 
 
@@ -45,7 +46,8 @@ def test_every_temperature_has_its_own_directions():
     assert (moved[0, 0] * moved[0, 1]).sum(-1).abs().max() < 0.99
 
 
-def test_splitting_the_problems_leaves_the_numbers():
+def test_splitting_the_problems_leaves_the_numbers(monkeypatch):
+    monkeypatch.setattr(perturb, "_DRAWN_AT_ONCE", 2 * 3 * 7 + 1)  # one problem
     x, reach = torch.zeros(5, 3, 7), torch.ones(5, 2, 3)
     whole = perturbed_queries(x, reach, torch.Generator().manual_seed(1), torch.empty(5, 2, 3, 7))
     rng = torch.Generator().manual_seed(1)

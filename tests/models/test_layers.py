@@ -2,7 +2,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from driftrae_cli.models.layers import PatchLinear, RMSNorm, RotaryTable, SwiGLU, sincos_table
+from driftrae_cli.models.layers import (
+    PatchLinear,
+    RMSNorm,
+    RotaryTable,
+    SwiGLU,
+    sincos_table,
+    unpatchify,
+)
 
 
 def _random(*shape, seed=0):
@@ -52,10 +59,14 @@ def test_norm_has_unit_mean_square_times_its_weight():
 
 
 def test_norm_keeps_its_statistics_in_float32():
-    x = _random(4, 64).half() * 1000  # the squares are beyond float16
-    y = RMSNorm(64)(x)
-    assert y.dtype == torch.float16
-    torch.testing.assert_close(y.float(), RMSNorm(64)(x.float()), rtol=0, atol=5e-3)
+    """And rounds before the weight: the order of the reference, written out."""
+    x, norm = _random(64, 512).bfloat16(), RMSNorm(512)
+    norm.weight.data = 1 + 0.2 * _random(512, seed=1)
+    mean_sq = x.float().square().mean(-1, keepdim=True)
+    unit = (x.float() * (mean_sq + 1e-6).rsqrt()).bfloat16()
+    y = norm(x)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y, unit * norm.weight.bfloat16(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("patch", [1, 2])
@@ -64,3 +75,9 @@ def test_patches_are_the_convolution(patch):
     image = _random(2, 3, 4, 4)
     expected = F.conv2d(image, embed.proj.weight, embed.proj.bias, stride=patch)
     torch.testing.assert_close(embed(image), expected.flatten(2).transpose(1, 2))
+
+
+def test_patches_return_to_their_place():
+    tokens = torch.zeros(1, 4, 2 * 2 * 8)
+    tokens[0, 1, (1 * 2 + 0) * 8 + 5] = 1  # token (0, 1); row 1, column 0 inside; channel 5
+    assert unpatchify(tokens, grid=2, patch=2).nonzero().tolist() == [[0, 5, 1, 2]]
