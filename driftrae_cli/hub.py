@@ -128,7 +128,7 @@ def _explain(error: Exception, file: _HubFile) -> str:
         (
             errors.LocalEntryNotFoundError,
             "the Hub cannot be reached and the file is not in the local cache. Check the "
-            "network and HFHUB_OFFLINE, or download the file elsewhere and give its path.",
+            "network and HF_HUB_OFFLINE, or download the file elsewhere and give its path.",
         ),
         (
             errors.EntryNotFoundError,

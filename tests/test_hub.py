@@ -80,7 +80,7 @@ def test_malformed_hub_reference(reference):
 
 
 class StandIn(BaseHTTPRequestHandler):
-    """Answers for the repository org/open, and refuses everything else as the Hub does."""
+    """Answers for org/open as the Hub does, breaks off the files of org/broken, refuses the rest."""
 
     def do_HEAD(self):
         self.answer(b"")
@@ -94,7 +94,6 @@ class StandIn(BaseHTTPRequestHandler):
         refused = {
             "org/absent": (404, "RepoNotFound"),
             "org/gated": (403, "GatedRepo"),
-            "org/broken": (500, "Whatever"),
         }.get(repo)
         if not refused and revision not in ("main", "v1", COMMIT):
             refused = (404, "RevisionNotFound")
@@ -109,7 +108,8 @@ class StandIn(BaseHTTPRequestHandler):
             self.send_header("ETag", f'"{SHA256}"')
             self.send_header("Content-Length", str(len(CONTENT)))
         self.end_headers()
-        if not refused:
+        # Of a broken file nothing comes: a part of it would renew the attempts of the client.
+        if not refused and repo != "org/broken":
             self.wfile.write(body)
 
     def log_message(self, *arguments):
@@ -158,12 +158,20 @@ def test_hub_refusals(stand_in, reference, part):
     assert part in text
 
 
+def test_a_connection_that_breaks_in_mid_download(stand_in, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client waits before it retries
+    text = refusal("hf://org/broken/sub/w.safetensors", HubError)
+    assert text.startswith("hf://org/broken/sub/w.safetensors: the download failed (")
+    assert text.endswith("). Run the same command again to continue it.")
+
+
 def test_hub_out_of_reach(stand_in, monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     text = refusal("hf://org/open/sub/w.safetensors", HubError)
     assert "the Hub cannot be reached and the file is not in the local cache" in text
+    assert "HF_HUB_OFFLINE," in text
 
 
 def test_impossible_repository_name():

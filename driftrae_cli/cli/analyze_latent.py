@@ -17,7 +17,7 @@ def analyze_latent(
     classes: Annotated[
         int | None, typer.Option(min=1, help="How many classes.  [default: all]")
     ] = None,
-    samples: Annotated[int, typer.Option(min=2, help="Pictures of each class.")] = 500,
+    samples: Annotated[int, typer.Option(min=2, help="Most pictures of a class.")] = 500,
     device: Device = "auto",
     json: Json = False,
 ) -> None:

@@ -46,14 +46,17 @@ def print_recipe(config: Any, plan: str, *, as_json: bool) -> None:
 
 
 def print_text(result: Any) -> None:
-    """A line per field; tuples of dataclasses as tables below."""
+    """A line per field; tuples of dataclasses as tables below.
+
+    Everything is wrapped in `Text`, or rich reads [markup] and :emoji: in names of files.
+    """
     out = console()
     values = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
     tables = {name: rows for name, rows in values.items() if _is_table(rows)}
     lines = {name: value for name, value in values.items() if name not in tables}
     width = max(map(len, lines), default=0)
     for name, value in lines.items():
-        out.print(f"{_heading(name):<{width}}  {_cell(value)}", markup=False)
+        out.print(Text(f"{_heading(name):<{width}}  {_cell(value)}"))
     for rows in tables.values():
         out.print(_table(rows))
 
@@ -69,7 +72,6 @@ def _table(rows: tuple[Any, ...]) -> Table:
         numeric = all(_is_number(getattr(row, name)) for row in rows)
         table.add_column(_heading(name), justify="right" if numeric else "left")
     for row in rows:
-        # as text, or rich reads what is in square brackets as markup
         table.add_row(*(Text(_cell(getattr(row, name))) for name in names))
     return table
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ from driftrae_cli.errors import ConfigError
 Schema = TypeVar("Schema")
 
 _SUFFIXES = (".yaml", ".yml")
+_SHOWN = 40  # characters of a value in messages
 
 
 def preset_names(kind: str) -> list[str]:
@@ -97,26 +98,58 @@ def _unknown_preset(name: str, schema: Any) -> str:
 
 def _parse(text: str, source: str) -> dict[str, Any]:
     """Raises ConfigError for bad syntax, a repeated key, or something that is no mapping."""
-    values = _yaml(text, source)
+    node, values = _yaml(text, source)
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: expected 'name: value' lines")
-    _check_repeats(yaml.compose(text, Loader=yaml.SafeLoader), source)
+    _check_repeats(node, source)
     return values
 
 
-def _yaml(text: str, source: str) -> Any:
-    """What the text says; impossible dates are ValueErrors of the YAML library."""
+def _yaml(text: str, source: str) -> tuple[yaml.Node | None, Any]:
+    """What the text says, as nodes with their places and as values.
+
+    Raises:
+        ConfigError: bad syntax, an alias, a value that is impossible, or too deep nesting.
+    """
     try:
+        # Comes before the scan, which takes minutes for the nesting that ends this at once.
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
         for token in yaml.scan(text, Loader=yaml.SafeLoader):
             if isinstance(token, yaml.AliasToken):
                 hint = "recipes have no aliases; write it out"
                 raise ConfigError(f"{source}: *{token.value}: {hint}")
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        for scalar in _scalars(node):
+            _check_scalar(scalar)
+        return node, yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         place = _place(error) if "\n" in text else ""
         raise ConfigError(f"{source}{place}: not valid YAML ({_reason(error)})") from error
+
+
+def _scalars(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
+    """The single values at and below a node, without names of fields."""
+    if isinstance(node, yaml.ScalarNode):
+        yield node
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            yield from _scalars(value)
+    elif isinstance(node, yaml.MappingNode):
+        for _, value in node.value:
+            yield from _scalars(value)
+
+
+def _check_scalar(node: yaml.ScalarNode) -> None:
+    """The library itself lets through, without a place, what `int` and `date` raise."""
+    try:
+        yaml.SafeLoader("").construct_object(node)
+    except (ValueError, OverflowError, LookupError, AttributeError) as error:
+        shown = node.value if len(node.value) <= _SHOWN else f"{node.value[:_SHOWN]}…"
+        raise yaml.MarkedYAMLError(
+            problem=f"{shown} looks like a date or number but is none; put text in quotes",
+            problem_mark=node.start_mark,
+        ) from error
 
 
 def _place(error: Exception) -> str:
@@ -125,6 +158,8 @@ def _place(error: Exception) -> str:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
     return getattr(error, "problem", None) or str(error)
 
 
@@ -159,7 +194,7 @@ def _override(text: str) -> dict[str, Any]:
     keys = path.strip().split(".")
     if not equals or not all(keys):
         raise ConfigError(f"--set {text}: write it as name=value or section.name=value")
-    nested = _yaml(value, f"--set {text}")
+    _, nested = _yaml(value, f"--set {text}")
     for key in reversed(keys):
         nested = {key: nested}
     return typing.cast(dict[str, Any], nested)

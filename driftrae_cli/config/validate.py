@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import math
 import operator
+import sys
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,6 +14,9 @@ from driftrae_cli.config.fields import Contradiction, limit_violated
 from driftrae_cli.errors import ConfigError
 
 Schema = TypeVar("Schema")
+
+_LARGEST = {int: 2**63 - 1, float: sys.float_info.max}  # that everything downstream can hold
+_DIGITS_SHOWN = 20  # of a whole number in messages
 
 
 class _InvalidError(Exception):
@@ -177,19 +181,15 @@ def _convert_choice(value: Any, choices: tuple[Any, ...]) -> Any:
 def _convert_number(value: Any, hint: type, limits: Mapping[str, Any]) -> Any:
     number = _read_number(value)
     wanted = "a whole number" if hint is int else "a number"
-    if number is None or not _is_finite(number) or (hint is int and number % 1):
+    # Not `isfinite`, which takes no whole number beyond the largest float.
+    if number is None or not abs(number) < math.inf or (hint is int and number % 1):
         raise _InvalidError(f"expected {wanted}, got {_shown(value)}")
     complaint = limit_violated(number, limits)
+    if not complaint and abs(number) > _LARGEST[hint]:
+        complaint = f"must be at most {_LARGEST[hint]}"
     if complaint:
         raise _OutOfRangeError(f"{complaint}, got {_shown(value)}")
     return hint(number)
-
-
-def _is_finite(number: int | float) -> bool:
-    try:
-        return math.isfinite(number)
-    except OverflowError:  # a whole number beyond every float
-        return False
 
 
 def _read_number(value: Any) -> int | float | None:
@@ -212,4 +212,6 @@ def _shown(value: Any) -> str:
         return f"'{value}'"
     if isinstance(value, tuple):
         return str(list(value))
+    if isinstance(value, int) and abs(value) >= 10**_DIGITS_SHOWN:
+        return f"a number of more than {_DIGITS_SHOWN} digits"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -57,7 +57,7 @@ def load_images(source: str, per_class: int | None, image_size: int, seed: int) 
         seed: which `shapes`; for a folder, nothing is random.
 
     Raises:
-        DataError: the folder or its pictures are missing or unreadable.
+        DataError: the folder or its pictures are missing or unreadable, or a class has none.
     """
     if source == "shapes":
         return _load_shapes(per_class, image_size, seed)
@@ -82,10 +82,11 @@ def _load_folder(folder: Path, per_class: int | None, image_size: int) -> Labele
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give 'shapes' or a folder of pictures")
     folders = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    loose = _pictures(folder)
     class_folders = [p for p in folders if _pictures(p)]
-    if class_folders and len(class_folders) < len(folders):
+    if len(class_folders) < len(folders) and (class_folders or not loose):
         raise DataError(_without_pictures([p for p in folders if p not in class_folders]))
-    groups = [_pictures(p) for p in class_folders] or [_pictures(folder)]
+    groups = [_pictures(p) for p in class_folders] or [loose]
     names = tuple(p.name for p in class_folders) or (folder.name,)
     if not groups[0]:
         raise DataError(f"{folder}: holds no pictures ({', '.join(_SUFFIXES)}), nor folders of any")
@@ -113,7 +114,8 @@ def _read(path: Path, image_size: int) -> Tensor:
         with Image.open(path) as picture:
             rgb = _rgb(picture)
     except Exception as error:  # damaged files make Pillow raise nearly anything
-        reason = f"not a readable picture ({error}); remove or replace it"
+        said = str(error) or type(error).__name__
+        reason = f"not a readable picture ({said}); remove or replace it"
         raise DataError(f"{path}: {reason}") from error
     side = min(rgb.size)
     left, top = (rgb.width - side) // 2, (rgb.height - side) // 2

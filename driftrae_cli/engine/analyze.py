@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from driftrae_cli.data.images import load_images
+from driftrae_cli.data.images import LabeledImages, load_images
 from driftrae_cli.engine.latents import LatentSet, encode_all
 from driftrae_cli.engine.report import Reporter
 from driftrae_cli.engine.runtime import pick_device
 from driftrae_cli.engine.sample import load_rae
-from driftrae_cli.errors import ConfigError
+from driftrae_cli.errors import ConfigError, NumericsError
 from driftrae_cli.geometry.dispersion import nn_distance
 from driftrae_cli.geometry.isotropy import isotropy
 
@@ -28,7 +28,7 @@ class LatentAnalysis:
         space: reference of the autoencoder.
         data: data set that was encoded.
         classes: how many classes were measured.
-        samples: pictures per class.
+        samples: pictures per class that were measured, N.
         tokens: C.
         channels: D.
         participation_ratio: per class and token, in [1/D, 1]; larger is more isotropic.
@@ -61,11 +61,13 @@ def analyze(
 ) -> LatentAnalysis:
     """Encode `samples` pictures of each of the first `classes` classes and measure them.
 
-    The statistics depend on the number of samples, so every class has as many as the smallest.
+    The statistics depend on the number of samples, so where one of these classes has fewer
+    pictures, all of them count as many as the smallest.
 
     Raises:
         ConfigError: more classes than the data set has.
-        NumericsError: too few samples.
+        DataError: the pictures are missing or unreadable.
+        NumericsError: too few samples, or samples without a spectrum.
     """
     where = pick_device(device)
     rae = load_rae(space, where)
@@ -74,15 +76,27 @@ def analyze(
     count = total if classes is None else classes
     if not 1 <= count <= total:
         raise ConfigError(f"--classes {count}: the data set has {total} classes")
-    rows = [torch.nonzero(images.labels == label).flatten() for label in range(count)]
-    each = min(map(len, rows))
-    used = torch.cat([row[:each] for row in rows])
-    chosen = replace(images, images=images.images[used], labels=images.labels[used])
-    latents = encode_all(rae, chosen, where, reporter)
+    used, each = _equally_many(images, count)
+    latents = encode_all(rae, used, where, reporter)
     per_class = [_measure(_class_tokens(latents, label)) for label in range(count)]
     pr, se, nn_token, nn_latent = torch.tensor(per_class, dtype=torch.float64).mean(0).tolist()
     D, H, W = rae.latent_shape
     return LatentAnalysis(space, data, count, each, H * W, D, pr, se, nn_token, nn_latent)
+
+
+def _equally_many(images: LabeledImages, classes: int) -> tuple[LabeledImages, int]:
+    """The first `classes` classes, cut to the pictures of the smallest; and how many that is.
+
+    Raises:
+        NumericsError: a class has fewer than two pictures.
+    """
+    rows = [torch.nonzero(images.labels == label).flatten() for label in range(classes)]
+    each, smallest = min((len(row), label) for label, row in enumerate(rows))
+    if each < 2:
+        name = images.class_names[smallest]
+        raise NumericsError(f"class {name}: {each} picture(s) have no spread; give at least 2")
+    used = torch.cat([row[:each] for row in rows])
+    return replace(images, images=images.images[used], labels=images.labels[used]), each
 
 
 def _class_tokens(latents: LatentSet, label: int) -> Tensor:

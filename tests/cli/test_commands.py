@@ -29,7 +29,7 @@ class Result:
 
 
 ROWS = (Row("student", 3.14159265, 1), Row("[bold]real[/x]", float("nan"), None))
-RESULT = Result("runs/x", ROWS)
+RESULT = Result("runs/[x]:star:", ROWS)
 
 
 def driftrae(*arguments):
@@ -154,7 +154,7 @@ def test_results_as_text(engine):
     engine("evaluate", "evaluate")
     lines = [line.split() for line in driftrae("eval-fid", "a").stdout.splitlines()]
     assert lines == [
-        ["out", "runs/x"],
+        ["out", "runs/[x]:star:"],
         ["name", "distance", "steps"],
         ["student", "3.142", "1"],
         ["[bold]real[/x]", "nan", "-"],
@@ -165,7 +165,7 @@ def test_results_as_json_leave_stdout_clean(engine):
     engine("evaluate", "evaluate")
     result = driftrae("eval-fid", "a", "--json")
     assert json.loads(result.stdout) == {
-        "out": "runs/x",
+        "out": "runs/[x]:star:",
         "rows": [
             {"name": "student", "distance": 3.14159265, "steps": 1},
             {"name": "[bold]real[/x]", "distance": None, "steps": None},

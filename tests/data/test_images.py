@@ -59,11 +59,32 @@ def test_a_bomb_is_an_unreadable_picture(tmp_path: Path, monkeypatch: pytest.Mon
         load_images(str(tmp_path), None, 8, 0)
 
 
+@pytest.mark.parametrize("error", [MemoryError(), OverflowError("x"), SyntaxError("x")])
+def test_whatever_pillow_raises_names_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(path: Path) -> Image.Image:
+        raise error
+
+    _picture(tmp_path / "odd.bmp", (1, 2, 3))
+    monkeypatch.setattr(Image, "open", fail)
+    said = str(error) or type(error).__name__
+    with pytest.raises(DataError, match=rf"odd\.bmp: not a readable picture \({said}\)"):
+        load_images(str(tmp_path), None, 8, 0)
+
+
 def test_a_class_without_pictures_is_named(tmp_path: Path) -> None:
     _picture(tmp_path / "ant" / "a.png", (0, 0, 0))
     _picture(tmp_path / "bee" / "b.gif", (0, 0, 0))
     (tmp_path / ".cache").mkdir()
     with pytest.raises(DataError, match=r"bee: no pictures in it; .*\(there: \.gif\)"):
+        load_images(str(tmp_path), None, 8, 0)
+
+
+def test_classes_that_all_lack_pictures_are_named(tmp_path: Path) -> None:
+    for name in ("ant", "bee"):
+        _picture(tmp_path / name / "a.tif", (0, 0, 0))
+    with pytest.raises(DataError, match=r"ant, .*bee: no pictures in it; .*\(there: \.tif\)"):
         load_images(str(tmp_path), None, 8, 0)
 
 

@@ -8,7 +8,17 @@ from PIL import Image
 from driftrae_cli.data.shapes import render
 from driftrae_cli.engine.analyze import LatentAnalysis, analyze
 from driftrae_cli.engine.report import NullReporter
-from driftrae_cli.errors import ConfigError
+from driftrae_cli.errors import ConfigError, NumericsError
+
+
+def _folder(root: Path, size: int) -> str:
+    """The first pictures of shapes, in ten class folders."""
+    images, labels = render(range(size), seed=0)
+    for k, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+        place = root / f"{label}"
+        place.mkdir(exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(place / f"{k:03d}.png")
+    return str(root)
 
 
 def _analyze(data: str, classes: int | None = None, samples: int = 500) -> LatentAnalysis:
@@ -19,14 +29,10 @@ def _analyze(data: str, classes: int | None = None, samples: int = 500) -> Laten
 
 
 def test_every_class_counts_as_many_pictures_as_the_smallest(tmp_path: Path) -> None:
-    images, labels = render(range(55), seed=0)
-    for k, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
-        place = tmp_path / f"{label}"
-        place.mkdir(exist_ok=True)
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(place / f"{k:03d}.png")
-    found = _analyze(str(tmp_path))
-    assert (found.classes, found.samples) == (10, 5)
-    small = _analyze(str(tmp_path), samples=5)
+    data = _folder(tmp_path, 35)
+    found = _analyze(data)
+    assert (found.classes, found.samples) == (10, 3)
+    small = _analyze(data, samples=3)
     assert found.participation_ratio == small.participation_ratio
 
 
@@ -34,3 +40,17 @@ def test_too_many_classes_are_refused_before_encoding(monkeypatch: pytest.Monkey
     monkeypatch.setattr("driftrae_cli.engine.analyze.encode_all", None)
     with pytest.raises(ConfigError, match="--classes 11: the data set has 10 classes"):
         _analyze("shapes", classes=11, samples=2)
+
+
+def test_a_class_that_is_left_out_does_not_count(tmp_path: Path) -> None:
+    """Of 35 pictures the first five classes have four each, the others three."""
+    found = _analyze(_folder(tmp_path, 35), classes=2)
+    assert (found.classes, found.samples) == (2, 4)
+
+
+def test_a_class_of_one_picture_is_refused_before_encoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("driftrae_cli.engine.analyze.encode_all", None)
+    with pytest.raises(NumericsError, match=r"class 5: 1 picture\(s\) .* at least 2"):
+        _analyze(_folder(tmp_path, 15))
