@@ -5,7 +5,7 @@ here.
 """
 
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from driftrae_cli.config.load import dump as config_yaml
 from driftrae_cli.config.load import load
@@ -44,12 +44,11 @@ __all__ = [
 ]
 
 RunConfig = DistillConfig | PretrainConfig
-_Config = TypeVar("_Config", DistillConfig, PretrainConfig)
 
 _ENCODER_MLP_RATIO = 4.0
 
 
-def read_config(file: Path, schema: type[_Config]) -> _Config:
+def read_config(file: Path, schema: type[RunConfig]) -> RunConfig:
     """The resolved recipe of a run; fields that are newer than it have their defaults.
 
     Raises:
