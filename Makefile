@@ -38,8 +38,8 @@ check: $(READY) ## Lint, format and types
 demo: $(READY) ## Distil the built-in teacher and look at the pictures (CPU, minutes)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/shapes/demo.sh
 
-assets: $(READY) ## Train the built-in models again (CPU, hours)
+assets: $(READY) ## Train the built-in models again (CPU, two hours)
 	$(BIN)/driftrae pretrain shapes-pretrain --out runs/assets-pretrain
 	cp runs/assets-pretrain/{rae,teacher,scorer}.safetensors driftrae_cli/assets/shapes/
-	$(BIN)/driftrae distill shapes --out runs/assets-student
+	$(BIN)/driftrae distill shapes-full --out runs/assets-student
 	cp runs/assets-student/student.safetensors driftrae_cli/assets/shapes/

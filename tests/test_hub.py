@@ -80,7 +80,7 @@ def test_malformed_hub_reference(reference):
 
 
 class StandIn(BaseHTTPRequestHandler):
-    """Answers for org/open as the Hub does, breaks off the files of org/broken, refuses the rest."""
+    """Has what org/open holds, breaks off what org/broken does, and refuses the rest as the Hub."""
 
     def do_HEAD(self):
         self.answer(b"")

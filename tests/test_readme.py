@@ -69,7 +69,7 @@ def test_the_commands_of_an_example_are_understood(
     assert len(calls) == len(lines)
 
 
-@pytest.mark.parametrize("command", map(_marked, COMMANDS))
+@pytest.mark.parametrize("command", [_marked(command) for command in COMMANDS])
 def test_a_shown_command_runs(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Protocol
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from driftrae_cli.cli.output import console
 from driftrae_cli.engine.report import Reporter
@@ -45,7 +46,7 @@ class BarReporter:
         self._bar: Progress | None = None
 
     def message(self, text: str) -> None:
-        self._terminal.print(text, markup=False)
+        self._terminal.print(Text(text))
 
     def start(self, phase: str, total: int, done: int = 0) -> None:
         self.close()

@@ -194,7 +194,8 @@ def _override(text: str) -> dict[str, Any]:
     keys = path.strip().split(".")
     if not equals or not all(keys):
         raise ConfigError(f"--set {text}: write it as name=value or section.name=value")
-    _, nested = _yaml(value, f"--set {text}")
+    node, nested = _yaml(value, f"--set {text}")
+    _check_repeats(node, f"--set {text}")
     for key in reversed(keys):
         nested = {key: nested}
     return typing.cast(dict[str, Any], nested)

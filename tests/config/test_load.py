@@ -226,6 +226,11 @@ def test_yaml_that_python_stumbles_over(recipe, text, complaint):
     assert complaint in refusal(recipe(f"kind: distill\n{text}\n"))
 
 
+def test_an_override_that_repeats_a_key():
+    text = refusal("shapes", "optim={steps: 1, steps: 2}")
+    assert text.endswith("line 1: steps was set before, on line 1")
+
+
 def test_an_override_with_an_impossible_date():
     expected = f"--set teacher=2024-13-45: not valid YAML (2024-13-45 {LOOKS}"
     assert refusal("shapes", "teacher=2024-13-45") == expected
