@@ -10,13 +10,14 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
-from driftrae_cli.data.images import LabeledImages, load_images, to_uint8, to_unit
+from driftrae_cli.data.images import LabeledImages, load_images, to_unit
 from driftrae_cli.engine.report import Reporter
 from driftrae_cli.engine.runtime import pick_device
 from driftrae_cli.engine.sample import (
     FlowCheckpoint,
     LatentGenerator,
     check_steps,
+    finite_pictures,
     generate_pictures,
     load_flow,
     load_partner,
@@ -125,9 +126,13 @@ def score_generator(
 
 
 def score_reconstructions(judge: Judge, rae: RAE, real: LabeledImages) -> Score:
-    """Score what the autoencoder makes of real pictures: the floor for its generators."""
+    """Score what the autoencoder makes of real pictures: the floor for its generators.
+
+    Raises:
+        NumericsError: a picture is not finite.
+    """
     batches = (
-        to_uint8(rae.decode(rae.encode(to_unit(part).to(judge.device)))).cpu()
+        finite_pictures(rae.decode(rae.encode(to_unit(part).to(judge.device))), "autoencoder")
         for part in real.images.split(_BATCH)
     )
     return judge.score("reconstructions", batches, real.labels, None)
@@ -177,7 +182,7 @@ def evaluate(
         rae: autoencoder to use instead of each checkpoint's own.
 
     Raises:
-        ConfigError, WeightsError, DataError: see their messages.
+        ConfigError, DataError, HubError, NumericsError, WeightsError: see their messages.
     """
     where = pick_device(device)
     flows = [(target, load_flow(target, where)) for target in targets]

@@ -16,7 +16,7 @@ from driftrae_cli.files import atomic_file
 
 _SMALL = 64  # pictures up to this size are enlarged in a grid so that people can see them
 _ENLARGE = 3
-_UNSAFE = re.compile(r"^\.|[^\w .,()+-]")
+_UNSAFE = re.compile(r"^\.|[^\w .-]")
 
 
 def prepare_output(path: Path, overwrite: bool) -> None:
@@ -32,17 +32,17 @@ def prepare_output(path: Path, overwrite: bool) -> None:
             f"--out {path}: give a .png for a grid, a .npz for arrays, or a folder for single PNGs"
         )
     try:
-        found = sorted(path.iterdir()) if path.is_dir() else []
-        if (found or path.is_file()) and not overwrite:
-            raise OutputError(f"--out {path}: exists already; choose another or add --overwrite")
         if path.exists() and path.is_dir() != (not path.suffix):
             meant = "a file" if path.suffix else "a folder"
             raise OutputError(f"--out {path}: would be {meant}, and something else has that name")
-        others = [p.name for p in found if p.suffix != ".png"]
+        found = sorted(path.iterdir()) if path.is_dir() else []
+        others = [p.name for p in found if p.suffix != ".png" or not p.is_file()]
         if others:
             raise OutputError(
                 f"--out {path}: holds more than pictures ({others[0]}); choose another folder"
             )
+        if (found or (path.suffix and path.exists())) and not overwrite:
+            raise OutputError(f"--out {path}: exists already; choose another or add --overwrite")
         folder = path.parent if path.suffix else path
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -77,9 +77,21 @@ def save_folder(folder: Path, images: Tensor, names: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.png"):
         old.unlink()
-    for image, name in zip(images.permute(0, 2, 3, 1).cpu().numpy(), names, strict=True):
-        with atomic_file(folder / f"{_UNSAFE.sub('_', name)}.png") as partial:
+    files = _file_names(names)
+    for image, name in zip(images.permute(0, 2, 3, 1).cpu().numpy(), files, strict=True):
+        with atomic_file(folder / name) as partial:
             Image.fromarray(image).save(partial, format="PNG")
+
+
+def _file_names(names: list[str]) -> list[str]:
+    """One file name each, also where names differ only in what becomes `_`."""
+    taken: dict[str, None] = {}
+    for name in names:
+        safe = _UNSAFE.sub("_", name)
+        while safe in taken:
+            safe += "_"
+        taken[safe] = None
+    return [f"{safe}.png" for safe in taken]
 
 
 def save_npz(path: Path, images: Tensor, labels: Tensor) -> None:

@@ -4,10 +4,11 @@ Legend: B batch, D latent channels, H, W rows and columns.
 """
 
 import json
+import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from driftrae_cli.data.images import to_uint8
 from driftrae_cli.engine.pictures import prepare_output, save_folder, save_grid, save_npz
 from driftrae_cli.engine.report import Reporter
 from driftrae_cli.engine.runtime import pick_device, sample_noise
-from driftrae_cli.errors import ConfigError, NumericsError, WeightsError
+from driftrae_cli.errors import ConfigError, HubError, NumericsError, WeightsError
 from driftrae_cli.flow.solvers import solve, time_grid
 from driftrae_cli.hub import BUILT_IN, HUB, resolve
 from driftrae_cli.models.ditdh import DiTDH
@@ -64,7 +65,10 @@ def portable_reference(reference: str, folder: Path) -> str:
     """
     if _is_portable(reference):
         return reference
-    return os.path.relpath(Path(reference).absolute(), folder.absolute())
+    file = Path(reference)
+    # Real folders: `..` behind a linked one leads to where the link points.
+    path = os.path.relpath(file.parent.resolve() / file.name, folder.resolve())
+    return os.path.join(".", path) if path in BUILT_IN else path
 
 
 def _is_portable(reference: str) -> bool:
@@ -88,16 +92,41 @@ def load_flow(reference: str, device: torch.device) -> FlowCheckpoint:
             f"{reference}: its header lacks {', '.join(lacking)}, which a teacher or student has"
         )
     try:
-        shift, class_names = float(meta["time_shift"]), tuple(json.loads(meta["class_names"]))
-    except (ValueError, TypeError) as error:
+        role, shift = _role(meta), _shift(meta)
+        class_names = _class_names(meta, loaded.model.config.num_classes)
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"{reference}: its header is damaged ({error})") from error
     return FlowCheckpoint(
         model=loaded.model.to(device).eval(),
-        role=meta["role"],
-        rae=meta["rae"] if _is_portable(meta["rae"]) else str(path.parent / meta["rae"]),
+        role=role,
+        # Joined as text: `Path` drops the `./` that tells a file from a built-in name.
+        rae=meta["rae"] if _is_portable(meta["rae"]) else os.path.join(path.parent, meta["rae"]),
         shift=shift,
         class_names=class_names,
     )
+
+
+def _role(meta: Mapping[str, str]) -> str:
+    if meta["role"] not in ("teacher", "student"):
+        raise ValueError(f"role is '{meta['role']}', not teacher or student")
+    return meta["role"]
+
+
+def _shift(meta: Mapping[str, str]) -> float:
+    shift = float(meta["time_shift"])
+    if not 1 <= shift < math.inf:
+        raise ValueError(f"time_shift is {shift}, not a number from 1 on")
+    return shift
+
+
+def _class_names(meta: Mapping[str, str], num_classes: int) -> tuple[str, ...]:
+    """One name for each class; the network takes the label behind the last for "no class"."""
+    names = json.loads(meta["class_names"])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("class_names is not a list of names")
+    if len(names) != num_classes or len(set(names)) != num_classes:
+        raise ValueError(f"class_names are not {num_classes} different names, one per class")
+    return tuple(names)
 
 
 def _inside_run(reference: str) -> str:
@@ -151,15 +180,15 @@ def load_partner(
     """The autoencoder that `flow`, loaded from `checkpoint`, names, or `rae` instead.
 
     Raises:
-        WeightsError: it cannot be loaded.
+        WeightsError, HubError: it cannot be loaded.
         ConfigError: its latents have another shape.
     """
     try:
         autoencoder = load_rae(rae or flow.rae, device)
-    except WeightsError as error:
+    except (WeightsError, HubError) as error:
         if rae:
             raise
-        raise WeightsError(
+        raise type(error)(
             f"{error}\n{checkpoint} names it as its autoencoder; give another with --rae."
         ) from error
     check_latents(flow, autoencoder)
@@ -255,13 +284,23 @@ def generate_pictures(
     for start in range(0, len(labels), batch_size):
         part = slice(start, start + batch_size)
         images = rae.decode(make(labels[part], indices[part], seed))
-        if not images.isfinite().all():
-            raise NumericsError(
-                f"the {make.flow.role} makes pictures that are not finite. Its weights or those of "
-                "its autoencoder are damaged, or training diverged: use an earlier checkpoint."
-            )
+        pictures = finite_pictures(images, f"{make.flow.role} with its autoencoder")
         advance(min(start + batch_size, len(labels)))
-        yield to_uint8(images).cpu()
+        yield pictures
+
+
+def finite_pictures(images: Tensor, maker: str) -> Tensor:
+    """Decoded images [b, 3, H, W] in [0, 1] as uint8 on the CPU; `maker` is for the message.
+
+    Raises:
+        NumericsError: a picture is not finite; as uint8 it would be black.
+    """
+    if not images.isfinite().all():
+        raise NumericsError(
+            f"the {maker} makes pictures that are not finite: weights are damaged, or training "
+            "diverged. Use an earlier checkpoint, or copy or download the weights again."
+        )
+    return to_uint8(images).cpu()
 
 
 @dataclass(frozen=True)
@@ -300,7 +339,7 @@ def sample(
     """Draw `per_class` pictures of each class and write them to `out`.
 
     Raises:
-        ConfigError, OutputError, WeightsError: see their messages.
+        ConfigError, HubError, NumericsError, OutputError, WeightsError: see their messages.
     """
     prepare_output(out, overwrite)
     where = pick_device(device)

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from driftrae_cli.errors import ConfigError, WeightsError
+from driftrae_cli.errors import WeightsError
 from driftrae_cli.files import atomic_file
 
 if TYPE_CHECKING:  # the encoder's module imports timm, which takes seconds
@@ -230,8 +230,8 @@ def load_model(path: Path) -> LoadedModel:
     tensors, header = read_tensors(path)
     if header.get("kind") == "training":
         raise WeightsError(
-            f"{path}: a checkpoint to resume training from; give the run directory "
-            f"{path.parent.parent}, or a model file in it"
+            f"{path}: a checkpoint to resume training from; give {_run_of(path)}, "
+            "or a model file in it"
         )
     if header.get("format") != FORMAT or "config" not in header:
         raise WeightsError(f"{path}: not a model file of driftrae (its header names no network)")
@@ -241,11 +241,19 @@ def load_model(path: Path) -> LoadedModel:
         config = from_plain(config_class, json.loads(header["config"]))
         with torch.device("meta"):  # no time spent on weights that are replaced at once
             model = network(config)
-    except (TypeError, ValueError, AttributeError, ConfigError) as error:
+    except Exception as error:  # odd sizes make the constructors raise nearly anything
         raise WeightsError(f"{path}: its header does not describe a {kind} ({error})") from error
     load_strict(model, tensors, str(path))
     metadata = {name: value for name, value in header.items() if name not in _OWN_ENTRIES}
     return LoadedModel(model.eval(), kind, config, metadata)
+
+
+def _run_of(path: Path) -> str:
+    """How to name the run directory that the training checkpoint at `path` belongs to."""
+    folder = path.absolute().parent
+    if folder.name != "checkpoints":
+        return "its run directory"
+    return f"the run directory {folder.parent}"
 
 
 def _classes(kind: str, path: Path) -> tuple[Any, "type[DataclassInstance]"]:

@@ -5,13 +5,32 @@ from pathlib import Path
 import pytest
 import torch
 
-from driftrae_cli.data.shapes import CLASS_NAMES
-from driftrae_cli.engine.evaluate import Evaluation, evaluate
+from driftrae_cli.data.images import LabeledImages
+from driftrae_cli.data.shapes import CLASS_NAMES, render
+from driftrae_cli.engine.evaluate import (
+    Evaluation,
+    Judge,
+    evaluate,
+    load_scorer,
+    score_reconstructions,
+)
 from driftrae_cli.engine.report import NullReporter
-from driftrae_cli.engine.sample import flow_metadata, load_flow
-from driftrae_cli.errors import ConfigError
+from driftrae_cli.engine.sample import flow_metadata, load_rae
+from driftrae_cli.errors import ConfigError, NumericsError, WeightsError
+from driftrae_cli.models.ditdh import DiTDH, DiTDHConfig
 from driftrae_cli.models.feature_net import FeatureNet, FeatureNetConfig
 from driftrae_cli.models.weights import save_model
+
+CPU = torch.device("cpu")
+
+
+def _student(folder: Path, names: tuple[str, ...] = CLASS_NAMES, rae: str = "shapes-rae") -> str:
+    """An untrained student for the built-in autoencoder's latents."""
+    torch.manual_seed(0)
+    config = DiTDHConfig(4, 64, (16, 16), (1, 1), (2, 2), len(names))
+    path = folder / "student.safetensors"
+    save_model(path, DiTDH(config), "ditdh", config, flow_metadata("student", rae, 1.0, names))
+    return str(path)
 
 
 def _score(target: str, scorer: str = "shapes-scorer", **options: str) -> Evaluation:
@@ -21,13 +40,24 @@ def _score(target: str, scorer: str = "shapes-scorer", **options: str) -> Evalua
     )  # fmt: skip
 
 
-def test_other_classes_are_refused(tmp_path: Path) -> None:
-    model = load_flow("shapes-student", torch.device("cpu")).model
-    names = (*CLASS_NAMES[:3], "moon", *CLASS_NAMES[4:])
-    path = tmp_path / "student.safetensors"
-    save_model(path, model, "ditdh", model.config, flow_metadata("student", "shapes-rae", 1, names))
-    with pytest.raises(ConfigError, match="class 3 is moon for the checkpoint and star in the"):
-        _score(str(path))
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        (
+            (*CLASS_NAMES[:3], "moon", *CLASS_NAMES[4:]),
+            "class 3 is moon for the checkpoint and star in the data",
+        ),
+        (
+            (CLASS_NAMES[1], CLASS_NAMES[0], *CLASS_NAMES[2:]),
+            "class 0 is square for the checkpoint and disc in the data",
+        ),
+        (CLASS_NAMES[:9], "class 9 is none for the checkpoint and trefoil in the data"),
+        ((*CLASS_NAMES, "moon"), "class 10 is moon for the checkpoint and none in the data"),
+    ],
+)
+def test_other_classes_are_refused(tmp_path: Path, names: tuple[str, ...], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        _score(_student(tmp_path, names))
 
 
 def test_a_scoring_network_of_other_classes_is_refused(tmp_path: Path) -> None:
@@ -35,9 +65,21 @@ def test_a_scoring_network_of_other_classes_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "scorer.safetensors"
     save_model(path, FeatureNet(config), "feature-net", config)
     with pytest.raises(ConfigError, match="knows 3 classes, the data has 10"):
-        _score("shapes-student", scorer=str(path))
+        _score(_student(tmp_path), scorer=str(path))
 
 
-def test_another_autoencoder_can_be_given() -> None:
-    own = _score("shapes-student")
-    assert _score("shapes-student", rae="shapes-rae") == own
+def test_another_autoencoder_can_be_given(tmp_path: Path) -> None:
+    own = _score(_student(tmp_path))
+    lost = _student(tmp_path, rae="lost.safetensors")
+    with pytest.raises(WeightsError, match=f"{lost} names it .* with --rae"):
+        _score(lost)
+    assert _score(lost, rae="shapes-rae") == own
+
+
+def test_reconstructions_that_are_not_finite_have_no_score() -> None:
+    real = LabeledImages(*render(range(20), 0), CLASS_NAMES)
+    judge, rae = Judge.on(load_scorer("shapes-scorer", CPU), real, CPU), load_rae("shapes-rae", CPU)
+    assert score_reconstructions(judge, rae, real).pictures == 20
+    rae.latent_mean.fill_(float("nan"))
+    with pytest.raises(NumericsError, match="the autoencoder makes pictures that are not finite"):
+        score_reconstructions(judge, rae, real)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from driftrae_cli.engine.pictures import prepare_output, save_folder
 from driftrae_cli.errors import OutputError
@@ -39,10 +40,29 @@ def test_overwriting_a_folder_leaves_no_old_pictures(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["c.png"]
 
 
-def test_a_folder_with_other_things_is_not_overwritten(tmp_path: Path) -> None:
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_with_other_things_is_not_overwritten(tmp_path: Path, overwrite: bool) -> None:
+    """Nor is --overwrite advised where it would not help."""
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(OutputError, match=r"holds more than pictures \(notes.txt\)"):
+        prepare_output(tmp_path, overwrite)
+    (tmp_path / "notes.txt").rename(tmp_path / "plain")
+    with pytest.raises(OutputError, match="would be a folder"):
+        prepare_output(tmp_path / "plain", overwrite)
+
+
+def test_a_folder_called_like_a_picture_is_no_picture(tmp_path: Path) -> None:
+    (tmp_path / "inside.png").mkdir()
+    with pytest.raises(OutputError, match=r"holds more than pictures \(inside.png\)"):
         prepare_output(tmp_path, overwrite=True)
+
+
+def test_names_that_differ_only_in_unsafe_characters_keep_their_pictures(tmp_path: Path) -> None:
+    pictures = PICTURE + torch.arange(3, dtype=torch.uint8)[:, None, None, None]
+    save_folder(tmp_path, pictures, ["a/b", "a_b", "a,b"])
+    found = sorted(tmp_path.iterdir())
+    assert [path.name for path in found] == ["a_b.png", "a_b_.png", "a_b__.png"]
+    assert [Image.open(path).getpixel((0, 0))[0] for path in found] == [0, 1, 2]  # type: ignore[index]
 
 
 @pytest.mark.parametrize("name", ["a/../../evil", "..", "/etc/evil", "a\0b"])

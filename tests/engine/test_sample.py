@@ -11,6 +11,7 @@ from PIL import Image
 from driftrae_cli.engine.report import NullReporter
 from driftrae_cli.engine.runtime import generator, sample_noise
 from driftrae_cli.engine.sample import (
+    FlowCheckpoint,
     LatentGenerator,
     check_steps,
     choose_classes,
@@ -19,7 +20,8 @@ from driftrae_cli.engine.sample import (
     portable_reference,
     sample,
 )
-from driftrae_cli.errors import ConfigError, NumericsError, OutputError, WeightsError
+from driftrae_cli.errors import ConfigError, HubError, NumericsError, OutputError, WeightsError
+from driftrae_cli.hub import BUILT_IN
 from driftrae_cli.models.decoder import DecoderConfig
 from driftrae_cli.models.ditdh import DiTDH, DiTDHConfig
 from driftrae_cli.models.encoder import EncoderConfig
@@ -131,19 +133,28 @@ def test_what_is_not_a_flow_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_does_not_hide_a_built_in_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(BUILT_IN, "shapes-student", Path(student))
     (tmp_path / "shapes-student").mkdir()
     monkeypatch.chdir(tmp_path)
     assert load_flow("shapes-student", torch.device("cpu")).role == "student"
 
 
-def test_a_checkpoint_for_resuming_names_its_run(tmp_path: Path) -> None:
+def test_a_checkpoint_for_resuming_names_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "run" / "checkpoints" / "step-0000003.safetensors"
     path.parent.mkdir(parents=True)
     write_tensors(path, {"x": torch.zeros(1)}, {"format": "driftrae", "kind": "training"})
-    with pytest.raises(WeightsError, match=f"give the run directory {tmp_path / 'run'}"):
+    with pytest.raises(WeightsError, match=f"give the run directory {tmp_path / 'run'},"):
         load_flow(str(path), torch.device("cpu"))
+    monkeypatch.chdir(path.parent)
+    with pytest.raises(WeightsError, match=f"give the run directory {tmp_path / 'run'},"):
+        load_flow(path.name, torch.device("cpu"))
+    moved = path.rename(tmp_path / "moved.safetensors")
+    with pytest.raises(WeightsError, match="give its run directory, or"):
+        load_flow(str(moved), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -151,7 +162,17 @@ def test_a_checkpoint_for_resuming_names_its_run(tmp_path: Path) -> None:
     [
         ({"rae": None, "time_shift": None}, "its header lacks rae, time_shift"),
         ({"time_shift": "soon"}, "its header is damaged"),
+        ({"time_shift": "nan"}, "time_shift is nan, not a number from 1 on"),
+        ({"time_shift": "inf"}, "time_shift is inf, not a number from 1 on"),
+        ({"time_shift": "0.5"}, "time_shift is 0.5, not a number from 1 on"),
+        ({"role": "guide"}, "role is 'guide', not teacher or student"),
         ({"class_names": "[1"}, "its header is damaged"),
+        ({"class_names": "[" * 100_000}, "its header is damaged"),
+        ({"class_names": '"abc"'}, "class_names is not a list of names"),
+        ({"class_names": "[1, 2, 3]"}, "class_names is not a list of names"),
+        ({"class_names": "[]"}, "class_names are not 3 different names"),
+        ({"class_names": '["a", "b", "c", "d"]'}, "class_names are not 3 different names"),
+        ({"class_names": '["a", "b", "a"]'}, "class_names are not 3 different names"),
     ],
 )
 def test_incomplete_headers_are_refused(
@@ -172,7 +193,7 @@ def test_pictures_that_are_not_finite_are_no_pictures(student: str, tmp_path: Pa
         flow.model.final_layer.linear.bias[0] = float("nan")
     header = flow_metadata("student", "shapes-rae", 1.0, NAMES)
     save_model(Path(student), flow.model, "ditdh", flow.model.config, header)
-    with pytest.raises(NumericsError, match="the student makes pictures that are not finite"):
+    with pytest.raises(NumericsError, match="the student with its autoencoder makes pictures"):
         _draw(student, tmp_path / "x.png")
     assert not (tmp_path / "x.png").exists()
 
@@ -190,11 +211,19 @@ def test_an_autoencoder_of_another_shape_is_refused(student: str, tmp_path: Path
         _draw(student, tmp_path / "x.png", rae=str(other))
 
 
+def _naming(student: str, rae: str) -> None:
+    """Write the file `student` again so that it names another autoencoder."""
+    model = load_flow(student, torch.device("cpu")).model
+    header = flow_metadata("student", rae, 1.0, NAMES)
+    save_model(Path(student), model, "ditdh", model.config, header)
+
+
 def test_a_lost_autoencoder_says_who_wants_it(student: str, tmp_path: Path) -> None:
-    flow = load_flow(student, torch.device("cpu"))
-    header = flow_metadata("student", "lost.safetensors", 1.0, NAMES)
-    save_model(Path(student), flow.model, "ditdh", flow.model.config, header)
+    _naming(student, "lost.safetensors")
     with pytest.raises(WeightsError, match=f"{student} names it .* with --rae"):
+        _draw(student, tmp_path / "x.png")
+    _naming(student, "hf://lost")
+    with pytest.raises(HubError, match=f"{student} names it .* with --rae"):
         _draw(student, tmp_path / "x.png")
 
 
@@ -204,6 +233,51 @@ def test_references_move_with_their_folder(tmp_path: Path, monkeypatch: pytest.M
     assert portable_reference("hf://a/b/c", Path("runs/a")) == "hf://a/b/c"
     assert portable_reference("models/rae", Path("runs/a")) == "../../models/rae"
     assert portable_reference(str(tmp_path / "rae"), Path("runs")) == "../rae"
+
+
+def _from(folder: Path, student: str, monkeypatch: pytest.MonkeyPatch) -> FlowCheckpoint:
+    monkeypatch.chdir(folder)
+    return load_flow(student, torch.device("cpu"))
+
+
+def test_an_autoencoder_is_found_beside_its_checkpoint(
+    student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    moved = Path(student).rename(tmp_path / "a" / "student.safetensors")
+    (tmp_path / "a" / "rae.safetensors").write_bytes(BUILT_IN["shapes-rae"].read_bytes())
+    monkeypatch.chdir(tmp_path)
+    _naming(str(moved), portable_reference("a/rae.safetensors", Path("a")))
+    assert Path(_from(tmp_path, str(moved), monkeypatch).rae).samefile("a/rae.safetensors")
+    assert Path(_from(tmp_path / "a", moved.name, monkeypatch).rae).samefile("rae.safetensors")
+    elsewhere = (tmp_path / "a").rename(tmp_path / "b" / "c")
+    _draw(str(elsewhere / moved.name), tmp_path / "x.png")
+    absolute = str(elsewhere / "rae.safetensors")
+    _naming(str(elsewhere / moved.name), absolute)
+    assert _from(tmp_path, f"b/c/{moved.name}", monkeypatch).rae == absolute
+
+
+def test_references_lead_out_of_linked_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("disk/runs/a", "here/models"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "here" / "models" / "rae").touch()
+    (tmp_path / "here" / "runs").symlink_to(tmp_path / "disk" / "runs")
+    monkeypatch.chdir(tmp_path / "here")
+    reference = portable_reference("models/rae", Path("runs/a"))
+    assert (Path("runs/a") / reference).samefile("models/rae")
+
+
+def test_a_file_called_like_a_built_in_model_stays_a_file(
+    student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _naming(student, portable_reference("./shapes-rae", Path(".")))
+    for reference in (student, Path(student).name):
+        rae = load_flow(reference, torch.device("cpu")).rae
+        assert rae not in BUILT_IN and Path(rae).resolve() == tmp_path / "shapes-rae"
 
 
 def test_header_names_survive(student: str) -> None:

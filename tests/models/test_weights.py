@@ -195,6 +195,8 @@ def test_half_precision_weights_are_cast():
         ({"config": "{}"}, "header does not describe a ditdh"),
         ({"config": "not json"}, "header does not describe a ditdh"),
         ({"config": '{"width": 3}'}, "header does not describe a ditdh"),
+        ({"config": "[]"}, "header does not describe a ditdh"),
+        ({"config": "[" * 100_000}, "header does not describe a ditdh"),
     ],
 )
 def test_headers_that_describe_no_network(saved, change, text):
@@ -202,6 +204,27 @@ def test_headers_that_describe_no_network(saved, change, text):
     tensors, header = read_tensors(path)
     save_file(tensors, path, {**header, **change})
     with pytest.raises(WeightsError, match=text):
+        load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [
+        ("ditdh", {"patch_size": 0}),
+        ("ditdh", {"in_channels": -1}),
+        ("ditdh", {"mlp_ratio": float("inf")}),
+        ("feature-net", {"widths": []}),
+        ("feature-net", {"widths": {}}),
+    ],
+)
+def test_headers_with_impossible_sizes(tmp_path, kind, size):
+    model, config = _model(kind)
+    path = tmp_path / "model.safetensors"
+    save_model(path, model, kind, config)
+    tensors, header = read_tensors(path)
+    changed = json.dumps({**dataclasses.asdict(config), **size})
+    save_file(tensors, path, {**header, "config": changed})
+    with pytest.raises(WeightsError, match=f"header does not describe a {kind}"):
         load_model(path)
 
 
