@@ -50,7 +50,7 @@ class _Recorder:
         return record
 
 
-@pytest.mark.parametrize("script", ["demo.sh", "seeds.sh"])
+@pytest.mark.parametrize("script", ["demo.sh", "seeds.sh", "ablations.sh"])
 def test_the_commands_of_an_example_are_understood(
     script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
