@@ -25,10 +25,16 @@ def test_a_file_where_a_folder_is_meant(tmp_path: Path) -> None:
     assert (tmp_path / "plain").read_text() == "mine"
 
 
-@pytest.mark.parametrize("path", ["/proc/x/y.png", "/proc/x"])
+@pytest.mark.parametrize("path", ["/proc/x/y.png", "/proc/x", "/proc/y.png"])
 def test_places_that_cannot_be_written(path: str) -> None:
     with pytest.raises(OutputError, match="cannot be written"):
         prepare_output(Path(path), overwrite=False)
+
+
+@pytest.mark.parametrize("name", ["new/folder", "new/folder/x.png"])
+def test_folders_that_are_missing_are_made(tmp_path: Path, name: str) -> None:
+    prepare_output(tmp_path / name, overwrite=False)
+    assert (tmp_path / "new" / "folder").is_dir() and not (tmp_path / name).is_file()
 
 
 def test_overwriting_a_folder_leaves_no_old_pictures(tmp_path: Path) -> None:
