@@ -189,7 +189,11 @@ def evaluate(
     plan = [_all_steps(flow, steps) for _, flow in flows]
     net = load_scorer(scorer, where)
     partners = [load_partner(target, flow, rae, where) for target, flow in flows]
-    real = load_images(data, per_class, partners[0].config.image_size, REFERENCE_SEED)
+    sizes = sorted({partner.config.image_size for partner in partners})
+    if len(sizes) > 1:
+        shown = ", ".join(map(str, sizes))
+        raise ConfigError(f"the checkpoints make pictures of {shown} rows; score each size alone")
+    real = load_images(data, per_class, sizes[0], REFERENCE_SEED)
     for target, flow in flows:
         _check_classes(target, flow, data, real, net)
     judge = Judge.on(net, real, where)

@@ -17,8 +17,11 @@ from driftrae_cli.engine.evaluate import (
 from driftrae_cli.engine.report import NullReporter
 from driftrae_cli.engine.sample import flow_metadata, load_rae
 from driftrae_cli.errors import ConfigError, NumericsError, WeightsError
+from driftrae_cli.models.decoder import DecoderConfig
 from driftrae_cli.models.ditdh import DiTDH, DiTDHConfig
+from driftrae_cli.models.encoder import EncoderConfig
 from driftrae_cli.models.feature_net import FeatureNet, FeatureNetConfig
+from driftrae_cli.models.rae import RAE, RAEConfig
 from driftrae_cli.models.weights import save_model
 
 CPU = torch.device("cpu")
@@ -83,3 +86,19 @@ def test_reconstructions_that_are_not_finite_have_no_score() -> None:
     rae.latent_mean.fill_(float("nan"))
     with pytest.raises(NumericsError, match="the autoencoder makes pictures that are not finite"):
         score_reconstructions(judge, rae, real)
+
+
+def test_pictures_of_several_sizes_are_not_scored_together(tmp_path: Path) -> None:
+    config = RAEConfig(
+        EncoderConfig(64, 1, 2, 2.0, 16, 64, registers=0, layer_scale=0.5),
+        DecoderConfig(64, 16, 1, 2, 32, patch_size=16, num_tokens=16),
+        input_size=64,
+        grid=4,
+    )
+    save_model(tmp_path / "large.safetensors", RAE(config), "rae", config)
+    large = _student(tmp_path, rae="large.safetensors")
+    with pytest.raises(ConfigError, match="pictures of 32, 64 rows; score each size alone"):
+        evaluate(
+            [large, "shapes-student"], data="shapes", per_class=2, steps=None, seed=0,
+            scorer="shapes-scorer", reporter=NullReporter(), device="cpu",
+        )  # fmt: skip
