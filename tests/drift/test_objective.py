@@ -136,18 +136,25 @@ def test_only_the_gradient_carrying_samples_receive_gradient():
 
 
 def test_samples_that_follow_the_pull_arrive_at_the_real_ones():
-    """Gradient descent on the samples themselves, from a distant collapsed start."""
+    """Gradient descent on the samples themselves, from a distant collapsed start.
+
+    They end a little wider: no sample is repelled by itself. Of 40 samples the spread is 1.4
+    times that of the real ones, of these 160 it is 1.2 times.
+    """
+    K, N, steps = 4, 160, 60
     rng = torch.Generator().manual_seed(5)
-    pos = torch.randn(1, 40, 1, 2, generator=rng, dtype=torch.float64)
-    gen = 3 + 0.1 * torch.randn(1, 40, 1, 2, generator=rng, dtype=torch.float64)
+    pos = torch.randn(K, N, 1, 2, generator=rng, dtype=torch.float64)
+    gen = 3 + 0.1 * torch.randn(K, N, 1, 2, generator=rng, dtype=torch.float64)
     none, lengths = gen[:, :0], []
-    for step in range(40):
+    for step in range(steps):
         _, grad, metrics = _run((gen, none, pos), seed=step, normalize="none")
-        gen = gen - 40 * grad
+        gen = gen - K * N * (1 - step / steps) * grad
         lengths.append(metrics["field/1/1"].item())
-    assert lengths[-1] < 0.1 * lengths[0]
-    torch.testing.assert_close(gen.mean((0, 1, 2)), pos.mean((0, 1, 2)), rtol=0, atol=0.2)
-    torch.testing.assert_close(gen.std(1), pos.std(1), rtol=0.4, atol=0)
+    assert lengths[-1] < 0.05 * lengths[0]
+    torch.testing.assert_close(gen.mean((0, 1)), pos.mean((0, 1)), rtol=0, atol=0.1)
+    spread = gen.std(1).mean(0) / pos.std(1).mean(0)
+    assert spread.min() > 1
+    assert spread.max() < 1.4
 
 
 @pytest.mark.parametrize("softmax", ["single", "joint"])
