@@ -99,9 +99,16 @@ def _check_same_config(config_file: Path, config: RunConfig) -> None:
 
 
 def _check_same_weights(provenance_file: Path, weights: Mapping[str, LocalFile]) -> None:
-    then = json.loads(provenance_file.read_text())["weights"]
+    try:
+        then = json.loads(provenance_file.read_text())["weights"]
+        hashes = {name: then[name]["sha256"] for name in weights}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise OutputError(
+            f"{provenance_file}: missing or damaged, so nobody knows what this run was made with; "
+            "choose another --out"
+        ) from error
     for name, file in weights.items():
-        before = then[name]["sha256"]
+        before = hashes[name]
         if before != file.sha256:
             raise OutputError(
                 f"--out {provenance_file.parent}: this run began with another {name}: {file.path} "

@@ -161,6 +161,17 @@ def test_a_run_notices_that_its_teacher_has_changed(tmp_path: Path) -> None:
         _distill(out, f"teacher={teacher}")
 
 
+@pytest.mark.parametrize("text", [None, "", "{}", '{"weights": {"teacher": 1, "rae": 2}}'])
+def test_a_run_without_its_provenance_is_not_resumed(tmp_path: Path, text: str | None) -> None:
+    out = tmp_path / "run"
+    _distill(out)
+    (out / "run.json").unlink()
+    if text is not None:
+        (out / "run.json").write_text(text)
+    with pytest.raises(OutputError, match="missing or damaged"):
+        _distill(out)
+
+
 def test_a_run_is_in_one_process_at_a_time(tmp_path: Path) -> None:
     config = load("shapes", SMALL, DistillConfig)
     with (
