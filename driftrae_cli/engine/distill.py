@@ -72,7 +72,7 @@ class DriftDistillation:
         device: torch.device,
         precision: str,
     ) -> None:
-        self.model = student.eval()  # no label dropout while distilling
+        self.model = student.eval()
         self._generate = OneStepGenerator(student)
         self._data, self._drift, self._counts = data, drift, counts
         self._index = ClassIndex.of(data.labels, data.class_names)

@@ -66,7 +66,8 @@ class PretrainResult:
         out: run directory.
         scorer, rae, teacher: files in it.
         already_finished: whether an earlier call had made all of it already.
-        scores: real pictures, reconstructions, and the teacher at 50 steps and at one.
+        scores: real pictures (of `shapes`), reconstructions, and the teacher at 50 steps and
+            at one.
     """
 
     out: str
@@ -123,7 +124,7 @@ def _pretrain(run: _Run) -> PretrainResult:
     weights as they are stored."""
     files = {name: run.out / f"{name}.safetensors" for name in ("scorer", "rae", "teacher")}
     scores_file = run.out / "scores.json"
-    finished = scores_file.exists()
+    finished = scores_file.exists() and all(file.exists() for file in files.values())
     if not files["scorer"].exists():
         net = _classifier(run, "scorer")
         save_model(files["scorer"], net, "feature-net", net.config, half=True)

@@ -209,7 +209,6 @@ class VelocityObjective:
         device: torch.device,
         precision: str,
     ) -> None:
-        # Labels are dropped below, from the step's own random numbers, not by the network.
         self.model = model.eval()
         self._data, self._batch, self._shift = data, batch, shift
         self._label_dropout, self._seed = label_dropout, seed

@@ -16,13 +16,14 @@ import torch
 import driftrae_cli
 from driftrae_cli.engine.build import RunConfig, config_yaml, read_config
 from driftrae_cli.engine.runtime import has_fast_bf16
-from driftrae_cli.errors import OutputError
+from driftrae_cli.errors import ConfigError, OutputError
 from driftrae_cli.files import write_text
 from driftrae_cli.hub import LocalFile
 
 _PACKAGES = ("torch", "timm", "torch-fidelity", "safetensors", "numpy")
 _CONFIG, _PROVENANCE, _LOCK = "config.yaml", "run.json", ".lock"
 _PARTIAL = ".*.partial"  # what `atomic_file` leaves behind when it is killed
+_WRITTEN = (".", "previews", "checkpoints", "*/checkpoints")  # folders of a run
 _HASH_SHOWN = 12  # digits of a SHA-256 in messages
 
 
@@ -47,8 +48,9 @@ def open_run(
         raise OutputError(f"--out {out}: cannot be written ({error.strerror})") from error
     with lock:
         _take(lock.fileno(), out)
-        for partial in out.rglob(_PARTIAL):
-            partial.unlink()
+        for folder in _WRITTEN:
+            for partial in out.glob(f"{folder}/{_PARTIAL}"):
+                partial.unlink()
         if _has_begun(out):
             _check_same_config(out / _CONFIG, config)
             _check_same_weights(out / _PROVENANCE, weights)
@@ -62,10 +64,11 @@ def open_run(
 def _check_ours(out: Path) -> None:
     if not out.exists():
         return
-    own = (_CONFIG, _PROVENANCE, _LOCK)
     if out.is_dir():
-        foreign = any(p.name not in own and not p.match(_PARTIAL) for p in out.iterdir())
-        if (out / _CONFIG).exists() or not foreign:
+        if (out / _CONFIG).exists() and (out / _PROVENANCE).exists():
+            return
+        # What a kill leaves behind before the configuration, which is written last.
+        if all(p.name in (_PROVENANCE, _LOCK) or p.match(_PARTIAL) for p in out.iterdir()):
             return
     raise OutputError(f"--out {out}: exists and is not a run of driftrae; choose another")
 
@@ -74,20 +77,28 @@ def _take(lock: int, out: Path) -> None:
     """The system gives the lock back when the process ends, however it ends."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         raise OutputError(
             f"--out {out}: another driftrae is running in it; wait for it or choose another"
         ) from error
+    except OSError:
+        return  # some network file systems have no locks; a run must be possible there too
 
 
 def _has_begun(out: Path) -> bool:
-    """Whether anything was computed; until then the settings may still change."""
-    return any(out.rglob("metrics.jsonl")) or any(out.rglob("*.safetensors"))
+    """Whether there is anything to resume; until then the settings may still change."""
+    return any(out.rglob("*.safetensors"))
 
 
 def _check_same_config(config_file: Path, config: RunConfig) -> None:
     # Read with today's schema, so that a field which is new since then has its default.
-    before = config_yaml(read_config(config_file, type(config))).splitlines()
+    try:
+        before = config_yaml(read_config(config_file, type(config))).splitlines()
+    except ConfigError as error:
+        raise OutputError(
+            f"--out {config_file.parent}: holds a run that cannot be continued; choose another "
+            f"--out. {error}"
+        ) from error
     now = config_yaml(config).splitlines()
     changes = [line for line in difflib.unified_diff(before, now, "then", "now", n=0, lineterm="")]
     if changes:
@@ -129,7 +140,7 @@ def _provenance(weights: Mapping[str, LocalFile], device: torch.device) -> dict[
         "machine": {
             "processor": platform.machine(),
             "device": str(device),
-            "cuda": torch.cuda.get_device_name() if device.type == "cuda" else None,
+            "cuda": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
             "threads": torch.get_num_threads(),
             "fast_bf16": has_fast_bf16(device),
         },

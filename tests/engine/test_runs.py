@@ -89,13 +89,35 @@ def test_a_finished_run_says_so_and_a_changed_one_is_refused(tmp_path: Path) -> 
 
 
 def test_an_unrelated_folder_is_not_touched(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(OutputError, match="not a run of driftrae"):
-        _distill(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    mine = ["thesis.tex", "config.yaml", ".big.iso.7.partial"]
+    for name in mine:
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(OutputError, match="not a run of driftrae"):
+            _distill(tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(
+        mine, "mine"
+    )
 
 
-def test_a_student_is_not_a_teacher_and_classes_are_counted(tmp_path: Path) -> None:
+def test_a_run_of_another_kind_is_not_touched(tmp_path: Path) -> None:
+    _distill(tmp_path / "run")
+    config = load("shapes-pretrain", TINY, PretrainConfig)
+    with pytest.raises(OutputError, match="holds a run that cannot be continued; choose another"):
+        pretrain(config, tmp_path / "run", reporter=NullReporter(), device="cpu")
+
+
+def test_a_run_that_broke_before_its_first_checkpoint_may_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the message of an overfull memory advises."""
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_update", None)
+        with pytest.raises(TypeError):
+            _distill(tmp_path / "run")
+    _distill(tmp_path / "run", "step.classes=5")
+
+
+def test_a_student_is_not_a_teacher(tmp_path: Path) -> None:
     student = _distill(tmp_path / "a")
     with pytest.raises(ConfigError, match="is a student; give a flow teacher"):
         _distill(tmp_path / "b", f"teacher={student}")
@@ -168,7 +190,7 @@ def test_a_run_without_its_provenance_is_not_resumed(tmp_path: Path, text: str |
     (out / "run.json").unlink()
     if text is not None:
         (out / "run.json").write_text(text)
-    with pytest.raises(OutputError, match="missing or damaged"):
+    with pytest.raises(OutputError, match=r"missing or damaged|not a run of driftrae"):
         _distill(out)
 
 
