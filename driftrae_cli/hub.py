@@ -7,6 +7,7 @@ A built-in name wins over a file of that name; write `./name` for the file.
 import difflib
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from driftrae_cli.errors import HubError, WeightsError
@@ -28,11 +29,15 @@ class LocalFile:
 
     Attributes:
         path: where it is.
-        sha256: of its content, in hexadecimal.
     """
 
     path: Path
-    sha256: str
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of its content, in hexadecimal; computed when asked for, since files are large."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
@@ -56,9 +61,7 @@ def resolve(reference: str) -> LocalFile:
         HubError: the Hub does not have it, does not give it, or cannot be reached.
     """
     on_hub = reference.startswith(HUB)
-    path = _download(_parse(reference)) if on_hub else _local(reference)
-    with path.open("rb") as file:
-        return LocalFile(path, hashlib.file_digest(file, "sha256").hexdigest())
+    return LocalFile(_download(_parse(reference)) if on_hub else _local(reference))
 
 
 def _local(reference: str) -> Path:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from driftrae_cli.data.images import LabeledImages, load_images
+from driftrae_cli.data.sampler import ClassIndex
 from driftrae_cli.engine.latents import LatentSet, encode_all
 from driftrae_cli.engine.report import Reporter
 from driftrae_cli.engine.runtime import pick_device
@@ -90,7 +91,7 @@ def _equally_many(images: LabeledImages, classes: int) -> tuple[LabeledImages, i
     Raises:
         NumericsError: a class has fewer than two pictures.
     """
-    rows = [torch.nonzero(images.labels == label).flatten() for label in range(classes)]
+    rows = ClassIndex.of(images.labels, images.class_names).rows[:classes]
     each, smallest = min((len(row), label) for label, row in enumerate(rows))
     if each < 2:
         name = images.class_names[smallest]

@@ -4,7 +4,6 @@ Legend: K classes in the step, P positives, N gradient-carrying and M detached g
 samples per class, C tokens, D channels, H, W latent rows and columns.
 """
 
-from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -158,7 +157,8 @@ def _check_counts(config: DistillConfig, images: LabeledImages, tokens: int) -> 
         raise ConfigError(
             f"step.classes: {wanted.classes} is more than the data set's {classes} classes"
         )
-    label, fewest = min(Counter(images.labels.tolist()).items(), key=lambda item: item[1])
+    rows = ClassIndex.of(images.labels, images.class_names).rows
+    fewest, label = min((len(row), label) for label, row in enumerate(rows))
     if wanted.positives > fewest:
         raise ConfigError(
             f"step.positives: {wanted.positives} is more than the {fewest} pictures of class "

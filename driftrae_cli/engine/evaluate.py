@@ -16,6 +16,7 @@ from driftrae_cli.engine.runtime import pick_device
 from driftrae_cli.engine.sample import (
     FlowCheckpoint,
     LatentGenerator,
+    check_latents,
     check_steps,
     finite_pictures,
     generate_pictures,
@@ -188,7 +189,13 @@ def evaluate(
     flows = [(target, load_flow(target, where)) for target in targets]
     plan = [_all_steps(flow, steps) for _, flow in flows]
     net = load_scorer(scorer, where)
-    partners = [load_partner(target, flow, rae, where) for target, flow in flows]
+    # Several checkpoints often share one autoencoder, which can be larger than they are.
+    loaded: dict[str, RAE] = {}
+    for target, flow in flows:
+        if flow.rae not in loaded:
+            loaded[flow.rae] = load_partner(target, flow, rae, where)
+        check_latents(flow, loaded[flow.rae])
+    partners = [loaded[flow.rae] for _, flow in flows]
     sizes = sorted({partner.config.image_size for partner in partners})
     if len(sizes) > 1:
         shown = ", ".join(map(str, sizes))

@@ -181,18 +181,15 @@ def load_partner(
 
     Raises:
         WeightsError, HubError: it cannot be loaded.
-        ConfigError: its latents have another shape.
     """
     try:
-        autoencoder = load_rae(rae or flow.rae, device)
+        return load_rae(rae or flow.rae, device)
     except (WeightsError, HubError) as error:
         if rae:
             raise
         raise type(error)(
             f"{error}\n{checkpoint} names it as its autoencoder; give another with --rae."
         ) from error
-    check_latents(flow, autoencoder)
-    return autoencoder
 
 
 def _times(shape: tuple[int, ...]) -> str:
@@ -347,6 +344,7 @@ def sample(
     chosen = choose_classes(classes, flow.class_names)
     steps = check_steps(flow, steps)
     autoencoder = load_partner(checkpoint, flow, rae, where)
+    check_latents(flow, autoencoder)
     make = LatentGenerator(flow, autoencoder.latent_shape, steps, where)
     labels = [label for label in chosen for _ in range(per_class)]
     indices = list(range(per_class)) * len(chosen)
