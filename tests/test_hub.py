@@ -1,24 +1,30 @@
 """References to weights: built-in, local, and on a Hub whose stand-in runs on this machine."""
 
-import functools
+import errno
 import hashlib
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import os
+import pty
+import subprocess
+import sys
+import termios
+from pathlib import Path
 
 import pytest
+from hub_stand_in import COMMIT, FOREVER
 
 from driftrae_cli import hub
 from driftrae_cli.errors import HubError, WeightsError
-from driftrae_cli.hub import resolve
+from driftrae_cli.hub import HubPlace, LocalFile, locate, parse, resolve, upload
 
 CONTENT = b"some weights"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+LARGE = bytes(range(256)) * (hub._CONTINUED // 256 + 4000)
+HALF = len(LARGE) // 2
 
 
-def refusal(reference, kind):
+def refusal(reference, kind, find=resolve):
     with pytest.raises(kind) as caught:
-        resolve(reference)
+        find(reference)
     return str(caught.value)
 
 
@@ -30,9 +36,18 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture
+def patient(monkeypatch):
+    """The client waits before it tries again, and writes 10 MiB at a time; here it does not."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 4096)
+
+
 def test_local_file(folder):
     found = resolve("student.safetensors")
     assert (found.path.read_bytes(), found.sha256) == (CONTENT, SHA256)
+    assert locate("student.safetensors") == found.path
+    assert locate(str(folder)) == folder
 
 
 def test_built_in_names_win_over_files(folder, monkeypatch):
@@ -63,118 +78,298 @@ def test_built_in_file_that_is_not_installed(folder, monkeypatch):
 def test_missing_file_suggests_near_ones(folder, reference, first_lines):
     lines = refusal(reference, WeightsError).splitlines()
     assert lines[:-1] == first_lines
-    assert "hf://org/repo/file[@revision]" in lines[-1]
+    assert "hf://org/repo[/path][@revision]" in lines[-1]
+
+
+def test_a_missing_file_may_be_a_name_that_others_know(folder):
+    text = refusal("ditdh-xl", WeightsError, lambda name: locate(name, ["ditdh-xl-256"]))
+    assert "Did you mean ditdh-xl-256?" in text
 
 
 def test_folder_names_what_is_inside(folder):
     assert refusal(str(folder), WeightsError) == (
-        f"{folder}: is a folder; name a file (safetensors in it: student.safetensors)"
+        f"{folder}: is a folder; name a file (weights in it: student.safetensors)"
     )
-
-
-@pytest.mark.parametrize("reference", ["hf://org/repo", "hf://org//file", "hf://x", "hf://a/b/"])
-def test_malformed_hub_reference(reference):
-    assert refusal(reference, HubError) == (
-        f"{reference}: write it as hf://org/repo/path/of/file[@revision]"
-    )
-
-
-class StandIn(BaseHTTPRequestHandler):
-    """Has what org/open holds, breaks off what org/broken does, and refuses the rest as the Hub."""
-
-    def do_HEAD(self):
-        self.answer(b"")
-
-    def do_GET(self):
-        self.answer(CONTENT)
-
-    def answer(self, body):
-        repo, _, rest = self.path.lstrip("/").partition("/resolve/")
-        revision, _, name = rest.partition("/")
-        refused = {
-            "org/absent": (404, "RepoNotFound"),
-            "org/gated": (403, "GatedRepo"),
-        }.get(repo)
-        if not refused and revision not in ("main", "v1", COMMIT):
-            refused = (404, "RevisionNotFound")
-        if not refused and name != "sub/w.safetensors":
-            refused = (404, "EntryNotFound")
-        self.send_response(refused[0] if refused else 200)
-        self.send_header("X-Repo-Commit", COMMIT)
-        if refused:
-            self.send_header("X-Error-Code", refused[1])
-            self.send_header("Content-Length", "0")
-        else:
-            self.send_header("ETag", f'"{SHA256}"')
-            self.send_header("Content-Length", str(len(CONTENT)))
-        self.end_headers()
-        # Of a broken file nothing comes: a part of it would renew the attempts of the client.
-        if not refused and repo != "org/broken":
-            self.wfile.write(body)
-
-    def log_message(self, *arguments):
-        """Keep quiet."""
-
-
-@pytest.fixture
-def stand_in(tmp_path, monkeypatch):
-    """A Hub on this machine, and an empty cache."""
-    import huggingface_hub
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    download = functools.partial(
-        huggingface_hub.hf_hub_download,
-        endpoint=f"http://127.0.0.1:{server.server_port}",
-        cache_dir=tmp_path / "cache",
-    )
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    yield
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.mark.parametrize("revision", ["", "@v1"])
-def test_hub_file_arrives(stand_in, revision):
-    found = resolve(f"hf://org/open/sub/w.safetensors{revision}")
-    assert (found.path.read_bytes(), found.sha256) == (CONTENT, SHA256)
 
 
 @pytest.mark.parametrize(
-    ("reference", "part"),
+    "reference", ["hf://x", "hf://org//file", "hf://a/b//", "hf://a/b/../c/d", "hf://"]
+)
+def test_malformed_hub_reference(reference):
+    assert refusal(reference, HubError) == (
+        f"{reference}: write it as hf://org/repo[/path/in/repo][@revision]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("reference", "place"),
     [
-        ("hf://org/absent/w", "the Hub has no repository org/absent, or it is private"),
-        ("hf://org/gated/w", "asks for consent. Give it at https://huggingface.co/org/gated,"),
-        ("hf://org/open/w@v9", "the repository has no revision 'v9'"),
-        ("hf://org/open/w@v1", "has no file 'w'. See https://huggingface.co/org/open/tree/v1."),
+        ("hf://org/repo", HubPlace("org/repo")),
+        ("hf://org/repo/", HubPlace("org/repo")),
+        ("hf://org/repo@refs/pr/1", HubPlace("org/repo", "", "refs/pr/1")),
+        ("hf://org/repo/a/b.pt@v1", HubPlace("org/repo", "a/b.pt", "v1")),
     ],
 )
-def test_hub_refusals(stand_in, reference, part):
-    text = refusal(reference, HubError)
-    assert text.startswith(f"{reference}: ")
-    assert part in text
-
-
-def test_a_connection_that_breaks_in_mid_download(stand_in, monkeypatch):
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client waits before it retries
-    text = refusal("hf://org/broken/sub/w.safetensors", HubError)
-    assert text.startswith("hf://org/broken/sub/w.safetensors: the download failed (")
-    assert text.endswith("). Run the same command again to continue it.")
-
-
-def test_hub_out_of_reach(stand_in, monkeypatch):
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    text = refusal("hf://org/open/sub/w.safetensors", HubError)
-    assert "the Hub cannot be reached and the file is not in the local cache" in text
-    assert "HF_HUB_OFFLINE," in text
+def test_hub_reference(reference, place):
+    assert parse(reference) == place
+    assert str(place) == reference.removesuffix("/")
 
 
 def test_impossible_repository_name():
     assert refusal("hf://org/re..po/w", HubError) == (
         "hf://org/re..po/w: 'org/re..po' is not a possible repository name."
     )
+
+
+@pytest.fixture
+def on_hub(stand_in):
+    """A repository with all that a folder may hold."""
+    stand_in.repos["org/open"] = {
+        "config.json": b"{}",
+        "config.yaml": b"a: 1",
+        "README.md": b"words",
+        "w.safetensors": CONTENT,
+        "w.safetensors.index.json": b"{}",
+        "pytorch_model.bin": b"pickle",
+        "sub/Model.safetensors": CONTENT,
+        "sub/deep/other.safetensors": b"other",
+        "old/config.json": b"{}",
+        "old/pytorch_model.bin": b"pickle",
+        "docs/words.md": b"words",
+    }
+    return stand_in
+
+
+@pytest.mark.parametrize("revision", ["", "@v1", f"@{COMMIT}"])
+def test_hub_file_arrives(on_hub, revision):
+    found = resolve(f"hf://org/open/sub/Model.safetensors{revision}")
+    assert found.path.read_bytes() == CONTENT
+    assert found.sha256 == found.expected_sha256 == SHA256
+
+
+def test_small_files_of_the_hub_tell_no_sha256(on_hub):
+    assert resolve("hf://org/open/config.json").expected_sha256 is None
+
+
+@pytest.mark.parametrize(
+    ("reference", "files"),
+    [
+        (
+            "hf://org/open",
+            {"config.json", "config.yaml", "w.safetensors", "w.safetensors.index.json"},
+        ),
+        ("hf://org/open/sub@v1", {"Model.safetensors"}),
+        ("hf://org/open/sub/", {"Model.safetensors"}),
+        ("hf://org/open/old", {"config.json", "pytorch_model.bin"}),
+    ],
+)
+def test_hub_folder_has_what_loading_needs(on_hub, monkeypatch, reference, files):
+    from huggingface_hub import constants
+
+    found = locate(reference)
+    there = (path for path in found.rglob("*") if path.is_file())
+    assert {str(path.relative_to(found)) for path in there} == files
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert locate(reference) == found
+    assert ": is a folder; name a file (weights in it: " in refusal(reference, HubError)
+
+
+def test_hub_folder_is_no_file(on_hub):
+    text = "is a folder; name a file (weights in it: "
+    assert refusal("hf://org/open/sub", HubError) == (
+        f"hf://org/open/sub: {text}Model.safetensors, deep/other.safetensors)"
+    )
+    assert f"hf://org/open: {text}old/pytorch_model.bin, " in refusal("hf://org/open", HubError)
+
+
+def test_hub_folder_without_weights(on_hub):
+    assert refusal("hf://org/open/docs", HubError, locate) == (
+        "hf://org/open/docs: is a folder; name a file (weights in it: none)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("reference", "part"),
+    [
+        ("hf://org/absent/w", "the Hub has no repository org/absent, or it is private"),
+        ("hf://org/absent", "for a private one log in with 'hf auth login' or set HF_TOKEN"),
+        ("hf://org/gated/w", "asks for consent. Give it at {endpoint}/org/gated, then log in"),
+        ("hf://org/gated", "asks for consent"),
+        ("hf://org/open/w@v9", "the repository has no revision 'v9'"),
+        ("hf://org/open@v9", "the repository has no revision 'v9'"),
+        ("hf://org/closed/w", "the Hub refuses the token (403); log in"),
+        (
+            "hf://org/open/Sub/model.safetensors",
+            "has no file 'Sub/model.safetensors'. Did you mean sub/Model.safetensors",
+        ),
+        ("hf://org/open/x@v1", "has no file 'x'. See {endpoint}/org/open/tree/v1."),
+    ],
+)
+def test_hub_refusals(on_hub, reference, part):
+    on_hub.refused["org/gated"] = (403, "GatedRepo")
+    on_hub.refused["org/closed"] = (403, "")
+    for find in (locate, resolve):
+        text = refusal(reference, HubError, find)
+        assert text.startswith(f"{reference}: ")
+        assert part.format(endpoint=on_hub.endpoint) in text
+        assert "\n" not in text
+
+
+def test_a_break_in_mid_download_is_mended_at_once(stand_in, patient):
+    stand_in.repos["org/big"] = {"w.safetensors": LARGE}
+    stand_in.breaks["w.safetensors"] = 1
+    assert resolve("hf://org/big/w.safetensors").path.read_bytes() == LARGE
+    assert stand_in.ranges["w.safetensors"] == [None, f"bytes={HALF}-"]
+
+
+@pytest.mark.parametrize("reference", ["hf://org/big", "hf://org/big/w.safetensors"])
+def test_a_download_that_broke_off_goes_on_in_the_next_call(stand_in, patient, reference):
+    stand_in.repos["org/big"] = {"w.safetensors": LARGE}
+    stand_in.breaks["w.safetensors"] = FOREVER
+    text = refusal(reference, HubError, locate)
+    assert text.startswith(f"{reference}: the transfer failed (")
+    assert text.endswith("). Run the same command again to continue it.")
+    stand_in.breaks.clear()
+    stand_in.ranges.clear()
+    found = locate(reference)
+    weights = found / "w.safetensors" if found.is_dir() else found
+    assert weights.read_bytes() == LARGE
+    assert stand_in.ranges["w.safetensors"] == [f"bytes={HALF}-"]
+    assert not list(weights.resolve().parent.glob("*.incomplete"))
+
+
+def test_a_large_file_is_fetched_once(stand_in):
+    stand_in.repos["org/big"] = {"w.safetensors": LARGE}
+    for _ in range(2):
+        assert resolve("hf://org/big/w.safetensors").sha256 == hashlib.sha256(LARGE).hexdigest()
+    assert stand_in.ranges["w.safetensors"] == [None]
+
+
+def test_the_storage_of_large_files_sees_no_token(stand_in, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    stand_in.repos["org/big"] = {"w.safetensors": LARGE}
+    assert resolve("hf://org/big/w.safetensors").path.read_bytes() == LARGE
+    assert stand_in.tokens == {None}
+
+
+def test_a_remainder_that_is_too_long_is_thrown_away(stand_in):
+    from huggingface_hub import constants
+
+    blobs = Path(constants.HF_HUB_CACHE, "models--org--big", "blobs")
+    blobs.mkdir(parents=True)
+    (blobs / f"{hashlib.sha256(LARGE).hexdigest()}.incomplete").write_bytes(LARGE + b"x")
+    stand_in.repos["org/big"] = {"w.safetensors": LARGE}
+    assert resolve("hf://org/big/w.safetensors").path.read_bytes() == LARGE
+
+
+def test_what_arrives_damaged_does_not_stay(stand_in, tmp_path):
+    stand_in.repos["org/big"] = {"w.safetensors": LARGE}
+    stand_in.etags["w.safetensors"] = "0" * 64
+    assert refusal("hf://org/big/w.safetensors", HubError) == (
+        "hf://org/big/w.safetensors: w.safetensors arrived damaged (its SHA-256 is wrong). "
+        "Run the same command again."
+    )
+    assert not list(tmp_path.rglob("*.incomplete"))
+    del stand_in.etags["w.safetensors"]
+    assert resolve("hf://org/big/w.safetensors").path.read_bytes() == LARGE
+
+
+def test_what_is_damaged_later_is_noticed(on_hub):
+    found = resolve("hf://org/open/w.safetensors")
+    found.path.resolve().write_bytes(b"rot")
+    with pytest.raises(HubError) as caught:
+        _ = found.sha256
+    assert f"the Hub has {SHA256}. Delete {found.path.resolve()} and run again." in str(
+        caught.value
+    )
+
+
+def test_links_of_others_promise_nothing(tmp_path):
+    (tmp_path / "file").write_bytes(CONTENT)
+    (tmp_path / ("0" * 64)).symlink_to("file")
+    (tmp_path / "link").symlink_to("0" * 64)
+    assert LocalFile.at(tmp_path / "link").sha256 == SHA256
+
+
+@pytest.mark.parametrize("reference", ["hf://org/open", "hf://org/open/w.pt", "hf://org/open/sub"])
+def test_offline(on_hub, monkeypatch, reference):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    text = refusal(reference, HubError, locate)
+    assert text.startswith(f"{reference}: is not in the cache ({constants.HF_HUB_CACHE}), and ")
+    assert "Unset HF_HUB_OFFLINE. Or download it elsewhere, copy it here and give its path" in text
+
+
+@pytest.mark.parametrize("reference", ["hf://org/open", "hf://org/open/w.pt"])
+def test_no_network(stand_in, monkeypatch, patient, reference):
+    from huggingface_hub import constants
+
+    nowhere = "http://127.0.0.1:1"
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, nowhere)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", nowhere)
+    text = refusal(reference, HubError, locate)
+    assert f"and the Hub ({nowhere}) cannot be reached. Check the network" in text
+    assert "a path may stand wherever a reference does" in text
+
+
+def test_full_disk(stand_in, monkeypatch):
+    from huggingface_hub import constants, file_download
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(file_download, "http_get", full)
+    stand_in.repos["org/big"] = {"w.safetensors": LARGE}
+    text = refusal("hf://org/big/w.safetensors", HubError)
+    assert f"cannot take it: {constants.HF_HUB_CACHE} (No space left on device)." in text
+    assert text.endswith("Make room there, or set HF_HOME to another place.")
+
+
+def test_progress_is_shown_on_stderr(stand_in, environment):
+    """In a terminal; the client keeps quiet elsewhere."""
+    stand_in.repos["org/big"] = {"w.safetensors": LARGE}
+    code = "from driftrae_cli.hub import resolve; resolve('hf://org/big/w.safetensors')"
+    terminal, its_end = pty.openpty()
+    termios.tcsetwinsize(its_end, (24, 100))
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=its_end)
+    os.close(its_end)
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert b"w.safetensors: 100%" in os.read(terminal, 10_000)
+    os.close(terminal)
+
+
+@pytest.fixture
+def student(tmp_path):
+    folder = tmp_path / "student"
+    folder.mkdir()
+    (folder / "student.safetensors").write_bytes(CONTENT)
+    (folder / "README.md").write_text("words")
+    return folder
+
+
+def test_upload(stand_in, student, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    stand_in.writers.add("hf_writer")
+    page = upload(student, HubPlace("me/student"), private=True, message="A student")
+    assert page == f"{stand_in.endpoint}/me/student"
+    assert stand_in.repos["me/student"]["student.safetensors"] == CONTENT
+    assert stand_in.created == {"me/student": True}
+    assert resolve("hf://me/student/student.safetensors").sha256 == SHA256
+
+
+def test_upload_needs_an_account(stand_in, student, monkeypatch):
+    def refused():
+        with pytest.raises(HubError) as caught:
+            upload(student, HubPlace("me/student"), private=False, message="A student")
+        return str(caught.value)
+
+    assert refused() == (
+        "hf://me/student: uploading needs an account; log in with 'hf auth login' or set HF_TOKEN "
+        "(a token that may write)"
+    )
+    monkeypatch.setenv("HF_TOKEN", "hf_reader")
+    assert "the Hub refuses the token (401); log in with 'hf auth login'" in refused()
+    assert stand_in.repos == {}

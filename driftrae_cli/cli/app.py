@@ -11,14 +11,20 @@ import typer
 
 import driftrae_cli
 from driftrae_cli.cli.analyze_latent import analyze_latent
+from driftrae_cli.cli.convert import convert
 from driftrae_cli.cli.distill import distill
+from driftrae_cli.cli.encode import encode
 from driftrae_cli.cli.eval_fid import eval_fid
+from driftrae_cli.cli.fetch import fetch
+from driftrae_cli.cli.inspect import inspect as inspect_file
 from driftrae_cli.cli.pretrain import pretrain
+from driftrae_cli.cli.push import push
 from driftrae_cli.cli.sample import sample
+from driftrae_cli.cli.stats import stats
 from driftrae_cli.errors import DriftraeError, OutputError
 
 _INTERRUPTED = 130  # what shells expect after Ctrl-C
-_RESUMABLE = (distill, pretrain)
+_RESUMABLE = (distill, encode, fetch, pretrain)
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 _OUT_OF_MEMORY = ("MemoryError", "OutOfMemoryError")  # by name: importing torch takes seconds
 
@@ -120,5 +126,8 @@ def _translated(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-for _command in (distill, sample, eval_fid, analyze_latent, pretrain):
+for _command in (
+    *(distill, sample, eval_fid, analyze_latent, pretrain),
+    *(fetch, convert, inspect_file, encode, stats, push),
+):
     app.command()(_translated(_command))

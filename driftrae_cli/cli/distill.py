@@ -2,8 +2,19 @@
 
 from pathlib import Path
 
-from driftrae_cli.cli.options import Device, DryRun, Json, Recipe, RunDir, Set
-from driftrae_cli.cli.output import print_recipe, print_result
+from driftrae_cli.cli.options import (
+    Device,
+    DryRun,
+    Json,
+    Recipe,
+    RecipeData,
+    RecipeRAE,
+    RecipeTeacher,
+    RunDir,
+    Set,
+    named_fields,
+)
+from driftrae_cli.cli.output import pictures_text, print_recipe, print_result
 from driftrae_cli.cli.progress import reporter
 from driftrae_cli.config.load import load, recipe_name
 from driftrae_cli.config.schema import DistillConfig
@@ -11,6 +22,9 @@ from driftrae_cli.config.schema import DistillConfig
 
 def distill(
     recipe: Recipe,
+    data: RecipeData = None,
+    teacher: RecipeTeacher = None,
+    rae: RecipeRAE = None,
     out: RunDir = None,
     set_: Set = None,
     dry_run: DryRun = False,
@@ -25,9 +39,12 @@ def distill(
     Examples:
       driftrae distill shapes
       driftrae distill shapes --set optim.steps=100 --out runs/quick
+      driftrae distill imagenet256-xl --data /data/imagenet/train
+      driftrae distill own-data --data photos/ --teacher runs/own-data-pretrain
       driftrae distill my-recipe.yaml --dry-run
     """
-    config = load(recipe, set_ or [], DistillConfig)
+    named = named_fields({"data.source": data, "teacher": teacher, "rae": rae})
+    config = load(recipe, [*named, *(set_ or [])], DistillConfig)
     folder = out or Path("runs", recipe_name(recipe))
     if dry_run:
         print_recipe(config, _plan(config, folder), as_json=json)
@@ -44,8 +61,8 @@ def _plan(config: DistillConfig, folder: Path) -> str:
     step = config.step
     generated = step.classes * (step.grad_negatives + step.detached_negatives)
     return (
-        f"Plan: load {config.teacher} and {config.rae}; encode {config.data.per_class} pictures "
-        f"of each class of {config.data.source};\n"
+        f"Plan: load {config.teacher} and {config.rae or 'its autoencoder'}; take "
+        f"{pictures_text(config.data)};\n"
         f"make {config.optim.steps} updates, each with {generated} generated latents "
         f"({step.classes * step.grad_negatives} with gradient) "
         f"and {step.classes * step.positives} real ones;\n"

@@ -1,5 +1,7 @@
 """Options that several commands share, declared once."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -18,10 +20,53 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show the resolved recipe and the plan, then stop.")
 ]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute.")]
-Data = Annotated[str, typer.Option(metavar="shapes|DIR", help="Data set with real pictures.")]
+_DATA = "shapes|DIR|TAR|PARQUET"
+Data = Annotated[str, typer.Option(metavar=_DATA, help="Data set with real pictures.")]
+RecipeData = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar=f"{_DATA}|CACHE",
+        help="Real pictures, or a latent cache.  [default: the recipe's]",
+    ),
+]
+RecipeTeacher = Annotated[
+    str | None,
+    typer.Option("--teacher", metavar="REF", help="Flow teacher.  [default: the recipe's]"),
+]
+RecipeRAE = Annotated[
+    str | None,
+    typer.Option("--rae", metavar="REF", help="Autoencoder.  [default: the recipe's]"),
+]
+RAE = Annotated[
+    str, typer.Option("--rae", metavar="REF", help="Autoencoder: a file, known name or hf://….")
+]
+PerClass = Annotated[
+    int | None, typer.Option(min=1, help="Pictures of each class to take.  [default: all]")
+]
+ClassMap = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Lines 'folder number'.  [default: folders in order]"),
+]
+Flip = Annotated[bool, typer.Option("--flip", help="Add every picture mirrored.")]
+MaxBad = Annotated[int, typer.Option(min=0, help="Unreadable pictures to skip before stopping.")]
+Workers = Annotated[
+    int | None, typer.Option(min=0, help="Processes that decode.  [default: one per core]")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace --out.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the noise.")]
 RAERef = Annotated[
     str | None,
     typer.Option("--rae", metavar="REF", help="Autoencoder.  [default: the checkpoint's own]"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+
+def named_fields(given: Mapping[str, str | None]) -> list[str]:
+    """Options that name a field of a recipe, written as `--set` takes them."""
+    # JSON quotes text so that YAML reads it as text, whatever it looks like.
+    return [
+        f"{field}={json.dumps(text, ensure_ascii=False)}"
+        for field, text in given.items()
+        if text is not None
+    ]

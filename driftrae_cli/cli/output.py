@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from driftrae_cli.config.load import dump
+from driftrae_cli.config.schema import DataConfig
 
 _WIDTH_OF_A_FILE = 200  # columns to use where there is no terminal to fit into
 
@@ -43,6 +44,13 @@ def print_recipe(config: Any, plan: str, *, as_json: bool) -> None:
     else:
         typer.echo(dump(config, comments=True))
     typer.echo(plan, err=True)
+
+
+def pictures_text(data: DataConfig) -> str:
+    """The data of a recipe in words."""
+    count = "all" if data.per_class is None else str(data.per_class)
+    mirrored = ", mirrored too" if data.flip else ""
+    return f"{count} pictures of each class of {data.source}{mirrored}"
 
 
 def print_text(result: Any) -> None:

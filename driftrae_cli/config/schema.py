@@ -17,9 +17,22 @@ Storage = Literal["float32", "float16"]
 class DataConfig:
     """Real pictures whose latents are the positives."""
 
-    source: str = setting("shapes", "'shapes', or a folder with one folder of pictures per class")
-    per_class: int = setting(2000, "pictures of each class", min=2)
-    seed: int = setting(0, "which shapes are drawn; a folder has no use for it", min=0)
+    source: str = setting(
+        REQUIRED, "--data: 'shapes', pictures (folder, .tar or .parquet) or a latent cache"
+    )
+    per_class: int | None = setting(None, "pictures of each class; null takes all", min=2)
+    seed: int = setting(0, "which shapes are drawn; nothing else has a use for it", min=0)
+    class_map: str | None = setting(
+        None, "file with lines 'folder number'; by default folders count in order of name"
+    )
+    flip: bool = setting(False, "add every picture mirrored")
+    max_bad: int = setting(10, "unreadable pictures to skip before the run stops", min=0)
+    workers: int | None = setting(
+        None, "processes that decode pictures; by default as many as there are cores", min=0
+    )
+    latents: Literal["auto", "memory", "stream"] = setting(
+        "auto", "encode all at once, or as they are needed; auto is memory for up to 4 GiB"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +114,10 @@ class DistillConfig:
     """A distillation run: teacher in, one-step student out."""
 
     kind: ClassVar[str] = "distill"
-    teacher: str = setting(REQUIRED, "flow teacher: file, built-in name or hf:// reference")
-    rae: str = setting(REQUIRED, "its autoencoder: file, built-in name or hf:// reference")
+    teacher: str = setting(
+        REQUIRED, "--teacher: flow teacher; a file, run directory, known name or hf:// reference"
+    )
+    rae: str | None = setting(None, "autoencoder; by default the one that the teacher names")
     data: DataConfig = section(DataConfig, "real pictures")
     field: FieldConfig = section(FieldConfig, "drifting field")
     step: StepConfig = section(StepConfig, "samples of one step")
@@ -114,13 +129,12 @@ class DistillConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainDataConfig:
+class PretrainDataConfig(DataConfig):
     """Pictures that all networks are trained on."""
 
-    source: str = setting("shapes", "'shapes', or a folder with one folder of pictures per class")
-    per_class: int = setting(2000, "pictures of each class", min=2)
-    seed: int = setting(0, "which shapes are drawn; a folder has no use for it", min=0)
-    image_size: int = setting(32, "rows and columns; pictures of a folder are resized", min=8)
+    image_size: int = setting(
+        32, "rows and columns; with an autoencoder given, they are its own", min=8
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +212,9 @@ class DecoderTrainConfig:
 class TeacherTrainConfig:
     """The DiT-DH flow teacher; pairs are (deep part, wide head)."""
 
+    init: str | None = setting(
+        None, "teacher to start from, which sets the three sizes below; only its classes are new"
+    )
     hidden: tuple[int, int] = setting((128, 192), "channels per token", min=8)
     depth: tuple[int, int] = setting((4, 2), "blocks", min=1)
     heads: tuple[int, int] = setting((4, 4), "attention heads", min=1)
@@ -234,6 +251,9 @@ class PretrainConfig:
     """A pretraining run: pictures in, scoring network, autoencoder and teacher out."""
 
     kind: ClassVar[str] = "pretrain"
+    rae: str | None = setting(
+        None, "--rae: autoencoder to use; by default one is trained, with a scoring network"
+    )
     data: PretrainDataConfig = section(PretrainDataConfig, "pictures")
     scorer: ScorerConfig = section(ScorerConfig, "scoring network")
     encoder: EncoderTrainConfig = section(EncoderTrainConfig, "encoder")
@@ -243,9 +263,10 @@ class PretrainConfig:
     rae_name: str | None = setting(None, "how the teacher's file names the autoencoder; its path")
     seed: int = setting(0, "of everything random in the run", min=0)
     precision: Precision = setting("auto", "of the networks; auto is bf16 where that is fast")
+    storage: Storage = setting("float32", "of the weights in the files")
 
     def contradictions(self) -> list[Contradiction]:
-        if self.data.image_size % self.encoder.patch_size == 0:
+        if self.rae or self.data.image_size % self.encoder.patch_size == 0:
             return []
         fields = ("data.image_size", "encoder.patch_size")
         return [Contradiction(fields, "patches must tile the picture")]

@@ -1,21 +1,22 @@
-"""Labelled pictures in memory: the built-in shapes or a folder.
+"""Labelled pictures in memory, for data sets that fit there.
 
 Legend: N pictures, H = W rows and columns.
 """
 
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from driftrae_cli.data import shapes
+from driftrae_cli.data.reading import BadFiles, read_batches
+from driftrae_cli.data.sampler import ClassIndex
+from driftrae_cli.data.sources import open_source
 from driftrae_cli.errors import DataError
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-_RENDER_CHUNK = 1000
+_BATCH = 250
 
 
 @dataclass(frozen=True)
@@ -46,87 +47,47 @@ def to_uint8(images: Tensor) -> Tensor:
     return (images.float().clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def load_images(source: str, per_class: int | None, image_size: int, seed: int) -> LabeledImages:
+def load_images(
+    source: str,
+    per_class: int | None,
+    image_size: int,
+    seed: int,
+    *,
+    class_map: Path | None = None,
+    flip: bool = False,
+    workers: int = 0,
+    max_bad: int = 0,
+    tell: Callable[[str], None] = warnings.warn,
+) -> LabeledImages:
     """Read a data set.
 
     Args:
-        source: `shapes`, a folder of class folders, or a folder of pictures (one class).
-        per_class: how many pictures of each class to take; for a folder, None means all, and
-            a class that has fewer gives what it has.
-        image_size: H = W; pictures of a folder are cut to their central square and resized.
-        seed: which `shapes`; for a folder, nothing is random.
+        source, per_class, image_size, seed, class_map, flip: as for `open_source`.
+        workers: processes that decode; 0 decodes in this one.
+        max_bad: how many unreadable pictures may be left out.
+        tell: hears of each of them.
 
     Raises:
-        DataError: the folder or its pictures are missing or unreadable, or a class has none.
+        DataError: the data set is missing or too large, or more of its pictures are
+            unreadable than `max_bad`, or a class has none.
     """
-    if source == "shapes":
-        return _load_shapes(per_class, image_size, seed)
-    return _load_folder(Path(source), per_class, image_size)
-
-
-def _load_shapes(per_class: int | None, image_size: int, seed: int) -> LabeledImages:
-    if per_class is None:
-        raise DataError("shapes: has no end; say how many pictures to take (data.per_class)")
-    if image_size != shapes.IMAGE_SIZE:
-        raise DataError(f"shapes: pictures have {shapes.IMAGE_SIZE} rows, not {image_size}")
-    size = per_class * len(shapes.CLASS_NAMES)
-    parts = [
-        shapes.render(range(start, min(start + _RENDER_CHUNK, size)), seed)
-        for start in range(0, size, _RENDER_CHUNK)
-    ]
-    images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    return LabeledImages(images, labels, shapes.CLASS_NAMES)
-
-
-def _load_folder(folder: Path, per_class: int | None, image_size: int) -> LabeledImages:
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; give 'shapes' or a folder of pictures")
-    folders = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    loose = _pictures(folder)
-    class_folders = [p for p in folders if _pictures(p)]
-    if len(class_folders) < len(folders) and (class_folders or not loose):
-        raise DataError(_without_pictures([p for p in folders if p not in class_folders]))
-    groups = [_pictures(p) for p in class_folders] or [loose]
-    names = tuple(p.name for p in class_folders) or (folder.name,)
-    if not groups[0]:
-        raise DataError(f"{folder}: holds no pictures ({', '.join(_SUFFIXES)}), nor folders of any")
-    paths = [(path, label) for label, group in enumerate(groups) for path in group[:per_class]]
-    images = torch.stack([_read(path, image_size) for path, _ in paths])
-    return LabeledImages(images, torch.tensor([label for _, label in paths]), names)
-
-
-def _without_pictures(folders: list[Path]) -> str:
-    """Left out silently, such folders would shift the numbers of all classes after them."""
-    found = sorted({p.suffix or "no ending" for folder in folders for p in folder.iterdir()})
-    names = ", ".join(str(folder) for folder in folders[:10])
-    return (
-        f"{names}: no pictures in it; these are read: {', '.join(_SUFFIXES)} "
-        f"(there: {', '.join(found[:10]) or 'nothing'}). Convert them, or move the folder away."
+    opened = open_source(
+        source, image_size, per_class=per_class, seed=seed, class_map=class_map, flip=flip
     )
-
-
-def _pictures(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES)
-
-
-def _read(path: Path, image_size: int) -> Tensor:
     try:
-        with Image.open(path) as picture:
-            rgb = _rgb(picture)
-    except Exception as error:  # damaged files make Pillow raise nearly anything
-        said = str(error) or type(error).__name__
-        reason = f"not a readable picture ({said}); remove or replace it"
-        raise DataError(f"{path}: {reason}") from error
-    side = min(rgb.size)
-    left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
-    square = rgb.crop((left, top, left + side, top + side))
-    resized = square.resize((image_size, image_size), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
-
-
-def _rgb(picture: Image.Image) -> Image.Image:
-    """Pillow cuts grey pictures of 16 bits off at 255 instead of scaling them."""
-    if picture.mode.startswith("I"):
-        grey = np.round(np.asarray(picture, dtype=np.float64) / 257).clip(0, 255)
-        picture = Image.fromarray(grey.astype(np.uint8))
-    return picture.convert("RGB")
+        images = torch.empty(len(opened), 3, image_size, image_size, dtype=torch.uint8)
+    except RuntimeError as error:
+        gigabytes = len(opened) * 3 * image_size**2 / 1e9
+        raise DataError(
+            f"{source}: {len(opened)} pictures take {gigabytes:.3g} GB of memory, which is not "
+            "there; take fewer of each class"
+        ) from error
+    rows: list[int] = []
+    batches = [range(i, min(i + _BATCH, len(opened))) for i in range(0, len(opened), _BATCH)]
+    bad = BadFiles(max_bad, tell)
+    for part, read in read_batches(opened, batches, workers=workers, substitute=False, bad=bad):
+        images[len(rows) : len(rows) + len(read)] = part
+        rows += read
+    labels = opened.labels[rows]
+    ClassIndex.of(labels, opened.class_names)  # raises where all of a class were unreadable
+    return LabeledImages(images[: len(rows)], labels, opened.class_names)

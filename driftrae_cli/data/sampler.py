@@ -1,5 +1,6 @@
 """Which real samples a training step sees."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -25,26 +26,58 @@ class ClassIndex:
         Raises:
             DataError: a class has no samples.
         """
-        rows = tuple(torch.nonzero(labels == k).flatten() for k in range(len(class_names)))
+        counts = torch.bincount(labels, minlength=len(class_names)).tolist()
+        rows = labels.argsort(stable=True).split(counts)
         empty = [name for name, row in zip(class_names, rows, strict=True) if not len(row)]
         if empty:
-            raise DataError(f"no pictures for class {', '.join(empty)}; add some or drop the class")
+            shown = ", ".join(empty[:10]) + (", …" if len(empty) > 10 else "")
+            raise DataError(f"no pictures for class {shown}; add some or drop the class")
         return ClassIndex(rows)
 
-    def draw_classes(self, count: int, generator: torch.Generator) -> list[int]:
-        """`count` different classes, ascending; all of them where `count` is their number."""
-        return torch.randperm(len(self.rows), generator=generator)[:count].sort().values.tolist()
+    def smaller_than(self, count: int) -> list[int]:
+        """Classes that have fewer than `count` samples."""
+        return [label for label, rows in enumerate(self.rows) if len(rows) < count]
 
     def draw(self, label: int, count: int, generator: torch.Generator) -> Tensor:
-        """`count` different random rows of one class, [count].
+        """`count` random rows of one class, [count].
 
-        Raises:
-            DataError: the class has fewer than `count` samples.
+        They are different; where the class has too few, each comes as often as any other or
+        once more.
         """
         rows = self.rows[label]
-        if len(rows) < count:
-            raise DataError(
-                f"class {label} has {len(rows)} samples, {count} positives are asked for; "
-                "lower step.positives or add pictures"
-            )
-        return rows[torch.randperm(len(rows), generator=generator)[:count]]
+        whole, rest = divmod(count, len(rows))
+        some = rows[torch.randperm(len(rows), generator=generator)[:rest]]
+        return torch.cat([*[rows] * whole, some])
+
+
+class ClassSchedule:
+    """Which classes each step sees: in random order, none again before all have been seen.
+
+    A step's classes are different; so where one round ends within a step, the next begins
+    with classes that the step does not have yet.
+
+    Args:
+        classes: how many there are.
+        per_step: how many a step sees, at most all.
+        rng: a generator for each round, from its number.
+    """
+
+    def __init__(self, classes: int, per_step: int, rng: Callable[[int], torch.Generator]) -> None:
+        self._classes, self._per_step, self._rng = classes, per_step, rng
+        self._order: list[int] = []
+        self._rounds = 0
+
+    def at(self, step: int) -> list[int]:
+        """The `per_step` classes of a step, ascending."""
+        while len(self._order) < (step + 1) * self._per_step:
+            self._add_round()
+        return sorted(self._order[step * self._per_step : (step + 1) * self._per_step])
+
+    def _add_round(self) -> None:
+        order = torch.randperm(self._classes, generator=self._rng(self._rounds)).tolist()
+        begun = len(self._order) % self._per_step
+        taken = set(self._order[len(self._order) - begun :])
+        lacking = self._per_step - begun if begun else 0
+        first = [label for label in order if label not in taken][:lacking]
+        self._order += first + [label for label in order if label not in set(first)]
+        self._rounds += 1

@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from driftrae_cli.data.images import LabeledImages, load_images
+from driftrae_cli.data.images import LabeledImages
 from driftrae_cli.data.sampler import ClassIndex
+from driftrae_cli.engine.build import DataConfig
+from driftrae_cli.engine.latent_data import load_pictures
 from driftrae_cli.engine.latents import LatentSet, encode_all
+from driftrae_cli.engine.load import load_rae
 from driftrae_cli.engine.report import Reporter
 from driftrae_cli.engine.runtime import pick_device
-from driftrae_cli.engine.sample import load_rae
 from driftrae_cli.errors import ConfigError, NumericsError
 from driftrae_cli.geometry.dispersion import nn_distance
 from driftrae_cli.geometry.isotropy import isotropy
@@ -71,8 +73,9 @@ def analyze(
         NumericsError: too few samples, or samples without a spectrum.
     """
     where = pick_device(device)
-    rae = load_rae(space, where)
-    images = load_images(data, samples, rae.config.image_size, _ANALYSIS_SEED)
+    rae = load_rae(space, where, reporter)
+    pictures = DataConfig(source=data, per_class=samples, seed=_ANALYSIS_SEED)
+    images = load_pictures(pictures, rae.config.image_size, reporter)
     total = len(images.class_names)
     count = total if classes is None else classes
     if not 1 <= count <= total:

@@ -10,6 +10,7 @@ from typing import Protocol
 from driftrae_cli.config.load import dump as config_yaml
 from driftrae_cli.config.load import load
 from driftrae_cli.config.schema import (
+    DataConfig,
     DistillConfig,
     DistillLogConfig,
     FieldConfig,
@@ -29,6 +30,7 @@ from driftrae_cli.models.feature_net import FeatureNetConfig
 from driftrae_cli.models.rae import RAEConfig
 
 __all__ = [
+    "DataConfig",
     "DistillConfig",
     "PretrainConfig",
     "RunConfig",

@@ -10,29 +10,30 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from driftrae_cli.data.images import LabeledImages, load_images
-from driftrae_cli.data.sampler import ClassIndex
+from driftrae_cli.data.sampler import ClassIndex, ClassSchedule
 from driftrae_cli.drift.groups import block_shape
 from driftrae_cli.drift.objective import DriftObjective
 from driftrae_cli.engine.build import DistillConfig, field_settings, loop_settings
-from driftrae_cli.engine.latents import LatentSet, encode_all
+from driftrae_cli.engine.latent_data import OpenData, open_data, prepare_latents
+from driftrae_cli.engine.latent_feeds import Feed
+from driftrae_cli.engine.load import (
+    FlowCheckpoint,
+    check_latents,
+    flow_metadata,
+    load_flow,
+    load_rae,
+    model_file,
+    own_autoencoder,
+    portable_reference,
+)
+from driftrae_cli.engine.obtain import obtain
 from driftrae_cli.engine.pictures import save_grid
 from driftrae_cli.engine.report import Reporter
 from driftrae_cli.engine.rundir import open_run
 from driftrae_cli.engine.runtime import generator, network_precision, pick_device
-from driftrae_cli.engine.sample import (
-    FlowCheckpoint,
-    LatentGenerator,
-    check_latents,
-    flow_metadata,
-    generate_pictures,
-    load_flow,
-    load_rae,
-    portable_reference,
-)
+from driftrae_cli.engine.sample import LatentGenerator, generate_pictures
 from driftrae_cli.engine.train import StepOutput, train
 from driftrae_cli.errors import ConfigError
-from driftrae_cli.hub import resolve
 from driftrae_cli.models.ditdh import DiTDH
 from driftrae_cli.models.generator import OneStepGenerator
 from driftrae_cli.models.rae import RAE
@@ -40,6 +41,7 @@ from driftrae_cli.models.weights import save_model
 
 _PREVIEWS_PER_CLASS = 8
 _PREVIEW_CLASSES = 10
+_NAMED = 10  # classes that a message names
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,38 @@ def to_tokens(latents: Tensor) -> Tensor:
     return latents.flatten(-2).transpose(-1, -2)
 
 
+class StepPlan:
+    """Which classes and which real samples each step sees; a pure function of the seed."""
+
+    def __init__(self, index: ClassIndex, counts: Counts, seed: int) -> None:
+        self._index, self._counts, self._seed = index, counts, seed
+        self._schedule = ClassSchedule(
+            len(index.rows), counts.classes, lambda number: generator(seed, "classes", number)
+        )
+
+    def classes(self, step: int) -> list[int]:
+        """The K classes of a step."""
+        return self._schedule.at(step)
+
+    def rows(self, step: int) -> Tensor:
+        """Rows of its positives, class by class, [K * P]."""
+        drawn = [
+            self._index.draw(
+                label, self._counts.positives, generator(self._seed, "positives", step, label)
+            )
+            for label in self.classes(step)
+        ]
+        return torch.cat(drawn)
+
+
 class DriftDistillation:
     """One step of [D-RAE] §3: real latents against generated ones, class by class."""
 
     def __init__(
         self,
         student: DiTDH,
-        data: LatentSet,
+        plan: StepPlan,
+        positives: Feed,
         drift: DriftObjective,
         counts: Counts,
         *,
@@ -73,15 +100,17 @@ class DriftDistillation:
     ) -> None:
         self.model = student.eval()
         self._generate = OneStepGenerator(student)
-        self._data, self._drift, self._counts = data, drift, counts
-        self._index = ClassIndex.of(data.labels, data.class_names)
+        self._plan, self._positives = plan, positives
+        self._drift, self._counts = drift, counts
         self._seed, self._device, self._precision = seed, device, precision
 
     def __call__(self, step: int) -> StepOutput:
         n = self._counts
-        classes = self._index.draw_classes(n.classes, generator(self._seed, "classes", step))
-        pos_KPCD = torch.stack([self._positives(step, label) for label in classes])
-        noise = torch.stack([self._noise(step, label) for label in classes]).to(self._device)
+        classes = self._plan.classes(step)
+        positives = self._positives(step)
+        pos_KPCD = to_tokens(positives).unflatten(0, (n.classes, n.positives))
+        shape = positives.shape[1:]
+        noise = torch.stack([self._noise(step, k, shape) for k in classes]).to(self._device)
         z_grad, z_detached = noise.split([n.grad_negatives, n.detached_negatives], dim=1)
         with torch.no_grad():
             detached_KMCD = self._tokens(z_detached, classes)
@@ -91,15 +120,9 @@ class DriftDistillation:
         )
         return StepOutput(output.loss, output.metrics, n.classes * n.grad_negatives)
 
-    def _positives(self, step: int, label: int) -> Tensor:
-        rng = generator(self._seed, "positives", step, label)
-        rows = self._index.draw(label, self._counts.positives, rng)
-        return to_tokens(self._data.latents[rows].to(self._device))
-
-    def _noise(self, step: int, label: int) -> Tensor:
+    def _noise(self, step: int, label: int, shape: torch.Size) -> Tensor:
         count = self._counts.grad_negatives + self._counts.detached_negatives
-        shape = (count, *self._data.latents.shape[1:])
-        return torch.randn(shape, generator=generator(self._seed, "noise", step, label))
+        return torch.randn((count, *shape), generator=generator(self._seed, "noise", step, label))
 
     def _tokens(self, z: Tensor, classes: list[int]) -> Tensor:
         """Generated latents as tokens, [K, samples, C, D] float32."""
@@ -129,43 +152,67 @@ class DistillResult:
     already_finished: bool
 
 
-def _in_order_of(class_names: tuple[str, ...], images: LabeledImages, source: str) -> LabeledImages:
-    """`images` with labels that mean what the teacher means by them.
+def labels_for(teacher: tuple[str, ...], data: OpenData) -> Tensor:
+    """Labels of the data's rows as the teacher counts its classes, [N].
+
+    Classes are matched by name; where the data only numbers them, number k is the teacher's k.
 
     Raises:
-        ConfigError: the two do not know the same classes.
+        ConfigError: the two do not have the same classes.
     """
-    if sorted(images.class_names) != sorted(class_names):
-        ours = sorted(set(images.class_names) - set(class_names))
-        its = sorted(set(class_names) - set(images.class_names))
-        raise ConfigError(
-            f"data.source: {source} and the teacher have different classes; only in the data: "
-            f"{_some(ours)}; only in the teacher: {_some(its)}. Rename the folders of the classes."
+    names = data.class_names
+    if len(names) == len(teacher) and data.numbered:
+        return data.labels
+    lacking = [name for name in teacher if name not in set(names)]
+    unknown = [name for name in names if name not in set(teacher)]
+    if data.numbered or lacking or unknown:
+        raise ConfigError(_different_classes(data, len(teacher), lacking, unknown))
+    return torch.tensor([teacher.index(name) for name in names])[data.labels]
+
+
+def _different_classes(data: OpenData, teacher: int, lacking: list[str], unknown: list[str]) -> str:
+    lines = [
+        f"data.source: {data.source} has {len(data.class_names)} classes, the teacher {teacher}"
+    ]
+    if data.numbered:
+        lines[0] += ", and without names only equally many can be matched"
+    else:
+        lines[0] += f"; only in the data: {_some(unknown)}; only in the teacher: {_some(lacking)}"
+        lines.append(
+            "If they are the same classes, rename the folders or say which is which with "
+            "data.class_map."
         )
-    position = torch.tensor([class_names.index(name) for name in images.class_names])
-    return replace(images, labels=position[images.labels], class_names=class_names)
+    lines.append(
+        "A teacher for classes of your own: driftrae pretrain own-data-pretrain "
+        f"--data {data.source} --set teacher.init=<this teacher>"
+    )
+    return "\n".join(lines)
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:10]) + (", …" if len(names) > 10 else "") if names else "none"
+    return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "") if names else "none"
 
 
-def _check_counts(config: DistillConfig, images: LabeledImages, tokens: int) -> None:
-    """Find, before anything is computed, what a step could not do with these pictures."""
-    wanted, classes = config.step, len(images.class_names)
-    if wanted.classes > classes:
+def _check_counts(config: DistillConfig, classes: int, tokens: int) -> None:
+    """Find, before anything is computed, what a step could not do."""
+    if config.step.classes > classes:
         raise ConfigError(
-            f"step.classes: {wanted.classes} is more than the data set's {classes} classes"
-        )
-    rows = ClassIndex.of(images.labels, images.class_names).rows
-    fewest, label = min((len(row), label) for label, row in enumerate(rows))
-    if wanted.positives > fewest:
-        raise ConfigError(
-            f"step.positives: {wanted.positives} is more than the {fewest} pictures of class "
-            f"{images.class_names[label]}; lower it, or raise data.per_class or add pictures"
+            f"step.classes: {config.step.classes} is more than the data set's {classes} classes"
         )
     for size in config.field.group:
         block_shape(tokens, size)
+
+
+def _tell_small_classes(
+    index: ClassIndex, names: tuple[str, ...], positives: int, reporter: Reporter
+) -> None:
+    small = index.smaller_than(positives)
+    if small:
+        shown = _some([f"{names[label]} ({len(index.rows[label])})" for label in small])
+        reporter.message(
+            f"{len(small)} of {len(names)} classes have fewer pictures than step.positives "
+            f"({positives}), which therefore repeat: {shown}"
+        )
 
 
 def distill(config: DistillConfig, out: Path, *, reporter: Reporter, device: str) -> DistillResult:
@@ -175,70 +222,84 @@ def distill(config: DistillConfig, out: Path, *, reporter: Reporter, device: str
         DriftraeError: a setting, file or number that stops the run; the text says what to do.
     """
     where = pick_device(device)
-    weights = {"teacher": resolve(config.teacher), "rae": resolve(config.rae)}
-    flow, rae = load_flow(config.teacher, where), load_rae(config.rae, where)
+    flow = load_flow(config.teacher, where, reporter)
     if flow.role != "teacher":
         raise ConfigError(f"teacher: {config.teacher} is a {flow.role}; give a flow teacher")
+    rae_reference = config.rae or own_autoencoder(config.teacher, flow)
+    rae = load_rae(rae_reference, where, reporter)
     check_latents(flow, rae)
-    d = config.data
-    pictures = load_images(d.source, d.per_class, rae.config.image_size, d.seed)
-    images = _in_order_of(flow.class_names, pictures, d.source)
+    weights = {
+        "teacher": model_file(config.teacher, reporter),
+        "rae": obtain(rae_reference, reporter),
+    }
+    data = open_data(config.data, rae)
+    labels = labels_for(flow.class_names, data)
     _, H, W = rae.latent_shape
-    _check_counts(config, images, H * W)
-    with open_run(out, config, weights, where):
-        return _distill(config, out, flow, rae, images, reporter, where)
+    _check_counts(config, len(flow.class_names), H * W)
+    ClassIndex.of(labels, flow.class_names)
+    with open_run(out, config, weights, where, data.fingerprint):
+        return _Run(config, out, flow, rae, rae_reference, reporter, where).distill(data, labels)
 
 
-def _distill(
-    config: DistillConfig,
-    out: Path,
-    flow: FlowCheckpoint,
-    rae: RAE,
-    images: LabeledImages,
-    reporter: Reporter,
-    device: torch.device,
-) -> DistillResult:
-    student_file, grid = out / "student.safetensors", out / "samples.png"
-    loop = loop_settings(config.optim, config.log)
-    if student_file.exists():
-        return DistillResult(str(out), str(student_file), str(grid), loop.steps, True)
-    data = encode_all(rae, images, device, reporter)
-    counts = Counts(
-        config.step.classes,
-        config.step.positives,
-        config.step.grad_negatives,
-        config.step.detached_negatives,
-    )
-    task = DriftDistillation(
-        flow.model,
-        data,
-        DriftObjective(field_settings(config.field)),
-        counts,
-        seed=config.seed,
-        device=device,
-        precision=config.precision,
-    )
+@dataclass(frozen=True)
+class _Run:
+    """What the parts of a distillation need."""
 
-    def preview(step: int, model: DiTDH) -> None:
-        _preview(out / "previews" / f"step-{step:07d}.png", model, flow, rae, config.seed, device)
+    config: DistillConfig
+    out: Path
+    flow: FlowCheckpoint
+    rae: RAE
+    rae_reference: str
+    reporter: Reporter
+    device: torch.device
 
-    averaged = train(task, loop, out, reporter, phase="distilling", preview=preview)
-    _preview(grid, averaged, flow, rae, config.seed, device)
-    autoencoder = portable_reference(config.rae, out)
-    metadata = flow_metadata("student", autoencoder, flow.shift, flow.class_names)
-    half = config.storage == "float16"
-    save_model(student_file, averaged, "ditdh", averaged.config, metadata, half=half)
-    return DistillResult(str(out), str(student_file), str(grid), loop.steps, False)
+    def distill(self, data: OpenData, labels: Tensor) -> DistillResult:
+        student_file, grid = self.out / "student.safetensors", self.out / "samples.png"
+        steps = self.config.optim.steps
+        if student_file.exists():
+            return DistillResult(str(self.out), str(student_file), str(grid), steps, True)
+        averaged = self._train(data, labels)
+        self._preview(grid, averaged)
+        autoencoder = portable_reference(self.rae_reference, self.out)
+        metadata = flow_metadata("student", autoencoder, self.flow.shift, self.flow.class_names)
+        half = self.config.storage == "float16"
+        save_model(student_file, averaged, "ditdh", averaged.config, metadata, half=half)
+        return DistillResult(str(self.out), str(student_file), str(grid), steps, False)
 
+    def _train(self, data: OpenData, labels: Tensor) -> DiTDH:
+        config, names = self.config, self.flow.class_names
+        latents = prepare_latents(
+            data, labels, names, config.data, self.rae, self.device, config.precision, self.reporter
+        )
+        index = ClassIndex.of(latents.labels, names)
+        _tell_small_classes(index, names, config.step.positives, self.reporter)
+        counts = Counts(**vars(config.step))
+        plan = StepPlan(index, counts, config.seed)
+        loop = loop_settings(config.optim, config.log)
+        with latents.feed(plan.rows, loop.steps) as positives:
+            task = DriftDistillation(
+                self.flow.model,
+                plan,
+                positives,
+                DriftObjective(field_settings(config.field)),
+                counts,
+                seed=config.seed,
+                device=self.device,
+                precision=config.precision,
+            )
+            return train(
+                task, loop, self.out, self.reporter, phase="distilling", preview=self._step_preview
+            )
 
-def _preview(
-    path: Path, model: DiTDH, flow: FlowCheckpoint, rae: RAE, seed: int, device: torch.device
-) -> None:
-    """A grid from fixed noise, one row per class."""
-    shown = replace(flow, model=model, role="student")
-    make = LatentGenerator(shown, rae.latent_shape, 1, device)
-    classes = range(min(_PREVIEW_CLASSES, len(flow.class_names)))
-    labels = [label for label in classes for _ in range(_PREVIEWS_PER_CLASS)]
-    indices = list(range(_PREVIEWS_PER_CLASS)) * len(classes)
-    batches = generate_pictures(make, rae, labels, indices, seed, len(labels))
-    save_grid(path, torch.cat(list(batches)), _PREVIEWS_PER_CLASS)
+    def _step_preview(self, step: int, model: DiTDH) -> None:
+        self._preview(self.out / "previews" / f"step-{step:07d}.png", model)
+
+    def _preview(self, path: Path, model: DiTDH) -> None:
+        """A grid from fixed noise, one row per class."""
+        shown = replace(self.flow, model=model, role="student")
+        make = LatentGenerator(shown, self.rae.latent_shape, 1, self.device)
+        classes = range(min(_PREVIEW_CLASSES, len(self.flow.class_names)))
+        labels = [label for label in classes for _ in range(_PREVIEWS_PER_CLASS)]
+        indices = list(range(_PREVIEWS_PER_CLASS)) * len(classes)
+        batches = generate_pictures(make, self.rae, labels, indices, self.config.seed, len(labels))
+        save_grid(path, torch.cat(list(batches)), _PREVIEWS_PER_CLASS)

@@ -10,18 +10,17 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
-from driftrae_cli.data.images import LabeledImages, load_images, to_unit
+from driftrae_cli.data.images import LabeledImages, to_unit
+from driftrae_cli.engine.build import DataConfig
+from driftrae_cli.engine.latent_data import load_pictures
+from driftrae_cli.engine.load import FlowCheckpoint, check_latents, load_flow, load_partner
 from driftrae_cli.engine.report import Reporter
 from driftrae_cli.engine.runtime import pick_device
 from driftrae_cli.engine.sample import (
-    FlowCheckpoint,
     LatentGenerator,
-    check_latents,
     check_steps,
     finite_pictures,
     generate_pictures,
-    load_flow,
-    load_partner,
 )
 from driftrae_cli.errors import ConfigError, WeightsError
 from driftrae_cli.fidelity.frechet import GaussianStats, frechet_distance
@@ -186,21 +185,22 @@ def evaluate(
         ConfigError, DataError, HubError, NumericsError, WeightsError: see their messages.
     """
     where = pick_device(device)
-    flows = [(target, load_flow(target, where)) for target in targets]
+    flows = [(target, load_flow(target, where, reporter)) for target in targets]
     plan = [_all_steps(flow, steps) for _, flow in flows]
     net = load_scorer(scorer, where)
     # Several checkpoints often share one autoencoder, which can be larger than they are.
-    loaded: dict[str, RAE] = {}
+    loaded: dict[str | None, RAE] = {}
     for target, flow in flows:
         if flow.rae not in loaded:
-            loaded[flow.rae] = load_partner(target, flow, rae, where)
+            loaded[flow.rae] = load_partner(target, flow, rae, where, reporter)
         check_latents(flow, loaded[flow.rae])
     partners = [loaded[flow.rae] for _, flow in flows]
     sizes = sorted({partner.config.image_size for partner in partners})
     if len(sizes) > 1:
         shown = ", ".join(map(str, sizes))
         raise ConfigError(f"the checkpoints make pictures of {shown} rows; score each size alone")
-    real = load_images(data, per_class, sizes[0], REFERENCE_SEED)
+    pictures = DataConfig(source=data, per_class=per_class, seed=REFERENCE_SEED)
+    real = load_pictures(pictures, sizes[0], reporter)
     for target, flow in flows:
         _check_classes(target, flow, data, real, net)
     judge = Judge.on(net, real, where)

@@ -1,22 +1,29 @@
-"""Encoding a data set once, and the statistics that normalise its latents.
+"""From pictures to latents, and the statistics that normalise them.
 
 Legend: N pictures, D latent channels, H, W latent rows and columns.
 """
 
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from driftrae_cli.data.crop import CROP
 from driftrae_cli.data.images import LabeledImages, to_unit
 from driftrae_cli.engine.report import Reporter
 from driftrae_cli.errors import NumericsError
 from driftrae_cli.models.rae import RAE
 
+ENCODING_BATCH = 250
+
 
 @dataclass(frozen=True)
 class LatentSet:
-    """Normalised latents of a data set.
+    """Normalised latents of a data set, in memory.
 
     Attributes:
         latents: [N, D, H, W] float32 on the CPU.
@@ -29,19 +36,32 @@ class LatentSet:
     class_names: tuple[str, ...]
 
 
-@torch.no_grad()
 def encode_all(
-    rae: RAE, data: LabeledImages, device: torch.device, reporter: Reporter, batch_size: int = 250
+    rae: RAE, data: LabeledImages, device: torch.device, reporter: Reporter
 ) -> LatentSet:
     """Encode every picture with the autoencoder's own statistics, in float32."""
     reporter.start("encoding", len(data))
     parts = []
-    for start in range(0, len(data), batch_size):
-        images = to_unit(data.images[start : start + batch_size]).to(device)
-        parts.append(rae.encode(images).float().cpu())
-        reporter.advance(min(start + batch_size, len(data)), {})
+    for latents in encoded(rae, data.images.split(ENCODING_BATCH), device):
+        parts.append(latents.cpu())
+        reporter.advance(min(len(parts) * ENCODING_BATCH, len(data)), {})
     reporter.finish()
     return LatentSet(torch.cat(parts), data.labels, data.class_names)
+
+
+def encoded(rae: RAE, batches: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """Latents [b, D, H, W] float32 on `device` of batches of pictures [b, 3, H, W] uint8."""
+    for features in featured(rae, batches, device):
+        yield rae.normalize(features)
+
+
+def featured(rae: RAE, batches: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """The encoder's tokens, as `encoded` gives them after normalisation.
+
+    Nothing comes of a batch without pictures, as is left where none can be read.
+    """
+    for images in filter(len, batches):
+        yield rae.features(to_unit(images.to(device))).float()
 
 
 class LatentMoments:
@@ -52,20 +72,24 @@ class LatentMoments:
     """
 
     def __init__(self) -> None:
-        self._count = 0
-        self._mean = torch.zeros((), dtype=torch.float64)
-        self._squares = torch.zeros((), dtype=torch.float64)
+        self.count = 0
+        self.mean = torch.zeros((), dtype=torch.float64)
+        self.squares = torch.zeros((), dtype=torch.float64)
 
     def update(self, latents: Tensor) -> None:
         """Add a batch [N, D, H, W]."""
         x = latents.double()
-        count, mean = len(x), x.mean(0)
-        total = self._count + count
-        delta = mean - self._mean
-        self._mean = self._mean + delta * (count / total)
-        between = delta.square() * (self._count * count / total)
-        self._squares = self._squares + (x - mean).square().sum(0) + between
-        self._count = total
+        mean = x.mean(0)
+        self.merge(len(x), mean, (x - mean).square().sum(0))
+
+    def merge(self, count: int, mean: Tensor, squares: Tensor) -> None:
+        """Add `count` samples with this mean and sum of squared deviations, [D, H, W] each."""
+        total = self.count + count
+        delta = mean - self.mean
+        self.mean = self.mean + delta * (count / total)
+        between = delta.square() * (self.count * count / total)
+        self.squares = self.squares + squares + between
+        self.count = total
 
     def mean_and_variance(self) -> tuple[Tensor, Tensor]:
         """Mean and unbiased variance, [D, H, W] float64 each.
@@ -73,22 +97,51 @@ class LatentMoments:
         Raises:
             NumericsError: fewer than two samples.
         """
-        if self._count < 2:
-            raise NumericsError(f"latent statistics need at least 2 samples, got {self._count}")
-        return self._mean, self._squares / (self._count - 1)
+        if self.count < 2:
+            raise NumericsError(f"latent statistics need at least 2 samples, got {self.count}")
+        return self.mean, self.squares / (self.count - 1)
 
 
-@torch.no_grad()
 def measure_statistics(
-    rae: RAE, data: LabeledImages, device: torch.device, reporter: Reporter, batch_size: int = 250
+    rae: RAE, data: LabeledImages, device: torch.device, reporter: Reporter
 ) -> None:
-    """Measure the latents of `data` and store mean and variance in `rae`."""
-    rae.set_statistics(None, torch.tensor(1 - rae.config.eps))  # encode() changes nothing then
+    """Measure the encoder's tokens of `data` and store mean and variance in `rae`."""
     moments = LatentMoments()
     reporter.start("latent statistics", len(data))
-    for start in range(0, len(data), batch_size):
-        images = to_unit(data.images[start : start + batch_size]).to(device)
-        moments.update(rae.encode(images))
-        reporter.advance(min(start + batch_size, len(data)), {})
+    for features in featured(rae, data.images.split(ENCODING_BATCH), device):
+        moments.update(features)
+        reporter.advance(moments.count, {})
     reporter.finish()
     rae.set_statistics(*moments.mean_and_variance())
+
+
+def encoding_settings(rae: RAE) -> dict[str, str]:
+    """What the latents of a given picture depend on: equal settings, equal latents.
+
+    The decoder has no part in it.
+    """
+    config = rae.config
+    return {
+        "encoder": _hash(rae.encoder, dataclasses.asdict(config.encoder)),
+        "latent statistics": _hash(_buffers(rae), {"eps": config.eps}),
+        "pixel statistics": f"{list(config.image_mean)}, {list(config.image_std)}",
+        "encoder's input size": str(config.input_size),
+        "picture size": str(config.image_size),
+        "crop": CROP,
+    }
+
+
+def _buffers(rae: RAE) -> nn.Module:
+    holder = nn.Module()
+    holder.register_buffer("mean", rae.latent_mean)
+    holder.register_buffer("var", rae.latent_var)
+    return holder
+
+
+def _hash(module: nn.Module, config: dict[str, object]) -> str:
+    """SHA-256 of a network's shape and weights, whatever file they are in."""
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -6,19 +6,19 @@ in the middle of the phase that it was in.
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
-from driftrae_cli.data.images import LabeledImages, load_images
+from driftrae_cli.data.images import LabeledImages
+from driftrae_cli.data.sampler import ClassIndex
 from driftrae_cli.engine.build import (
     PretrainConfig,
     autoencoder_weights,
     feature_net_config,
     pretrain_loop,
     rae_config,
-    teacher_config,
 )
 from driftrae_cli.engine.ema import Network
 from driftrae_cli.engine.evaluate import (
@@ -29,30 +29,38 @@ from driftrae_cli.engine.evaluate import (
     score_generator,
     score_reconstructions,
 )
+from driftrae_cli.engine.latent_data import (
+    load_pictures,
+    open_data,
+    open_pictures,
+    prepare_latents,
+)
+from driftrae_cli.engine.latent_feeds import MemoryLatents
 from driftrae_cli.engine.latents import encode_all, measure_statistics
+from driftrae_cli.engine.load import (
+    flow_metadata,
+    load_flow,
+    load_rae,
+    model_file,
+    portable_reference,
+)
+from driftrae_cli.engine.obtain import obtain
 from driftrae_cli.engine.pretrain_objectives import (
     Autoencoder,
     AutoencoderObjective,
     Batches,
     ClassifierObjective,
     DecoderObjective,
-    VelocityObjective,
 )
 from driftrae_cli.engine.report import Reporter
 from driftrae_cli.engine.rundir import open_run
-from driftrae_cli.engine.runtime import generator, pick_device
-from driftrae_cli.engine.sample import (
-    TEACHER_STEPS,
-    LatentGenerator,
-    flow_metadata,
-    load_flow,
-    load_rae,
-)
+from driftrae_cli.engine.runtime import pick_device
+from driftrae_cli.engine.sample import TEACHER_STEPS, LatentGenerator
+from driftrae_cli.engine.teacher import build, new_teacher, phase_seed, train_teacher
 from driftrae_cli.engine.train import train
+from driftrae_cli.errors import ConfigError
 from driftrae_cli.files import write_text
-from driftrae_cli.flow.path import shift_for
 from driftrae_cli.models.decoder import ViTDecoder
-from driftrae_cli.models.ditdh import DiTDH
 from driftrae_cli.models.feature_net import FeatureNet
 from driftrae_cli.models.rae import RAE
 from driftrae_cli.models.weights import save_model
@@ -64,14 +72,16 @@ class PretrainResult:
 
     Attributes:
         out: run directory.
-        scorer, rae, teacher: files in it.
+        scorer: file of the scoring network; None where the autoencoder was given.
+        rae: file of the autoencoder, or the reference that was given.
+        teacher: file of the flow teacher.
         already_finished: whether an earlier call had made all of it already.
         scores: real pictures (of `shapes`), reconstructions, and the teacher at 50 steps and
-            at one.
+            at one; none where the autoencoder was given.
     """
 
     out: str
-    scorer: str
+    scorer: str | None
     rae: str
     teacher: str
     already_finished: bool
@@ -94,14 +104,12 @@ class _Run:
 
     def build(self, phase: str, make: Callable[[], Network]) -> Network:
         """A new network whose initial weights depend on `(seed, phase)` alone."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(phase_seed(self.config.seed, phase))
-            return make().to(self.device)
+        return build(self.config.seed, phase, make).to(self.device)
 
-
-def phase_seed(seed: int, phase: str) -> int:
-    """Seed of one phase, unrelated to those of the others."""
-    return generator(seed, phase).initial_seed()
+    @property
+    def half(self) -> bool:
+        """Whether files hold float16."""
+        return self.config.storage == "float16"
 
 
 def pretrain(
@@ -113,10 +121,50 @@ def pretrain(
         DriftraeError: a setting, file or number that stops the run; the text says what to do.
     """
     where = pick_device(device)
-    d = config.data
-    data = load_images(d.source, d.per_class, d.image_size, d.seed)
-    with open_run(out, config, {}, where):
+    if config.rae:
+        return _with_autoencoder(config, config.rae, out, reporter, where)
+    if config.teacher.init:
+        raise ConfigError(
+            f"teacher.init: {config.teacher.init} makes latents of its own autoencoder; give that "
+            "one with --rae"
+        )
+    size = config.data.image_size
+    data = load_pictures(config.data, size, reporter)
+    with open_run(out, config, {}, where, open_pictures(config.data, size).fingerprint):
         return _pretrain(_Run(config, out, data, reporter, where))
+
+
+def _with_autoencoder(
+    config: PretrainConfig, rae: str, out: Path, reporter: Reporter, device: torch.device
+) -> PretrainResult:
+    """The teacher alone, on latents of an autoencoder that exists."""
+    autoencoder = load_rae(rae, device, reporter)
+    data = open_data(config.data, autoencoder)
+    ClassIndex.of(data.labels, data.class_names)
+    weights = {"rae": obtain(rae, reporter)}
+    if config.teacher.init:
+        weights["teacher.init"] = model_file(config.teacher.init, reporter)
+    file = out / "teacher.safetensors"
+    with open_run(out, config, weights, device, data.fingerprint):
+        finished = file.exists()
+        if not finished:
+            model, shift = new_teacher(config, autoencoder, data.class_names, device, reporter)
+            latents = prepare_latents(
+                data,
+                data.labels,
+                data.class_names,
+                config.data,
+                autoencoder,
+                device,
+                config.precision,
+                reporter,
+            )
+            trained = train_teacher(config, model, shift, latents, out, reporter, device)
+            reference = config.rae_name or portable_reference(rae, out)
+            metadata = flow_metadata("teacher", reference, shift, data.class_names)
+            half = config.storage == "float16"
+            save_model(file, trained, "ditdh", trained.config, metadata, half=half)
+    return PretrainResult(str(out), None, rae, str(file), finished, ())
 
 
 def _pretrain(run: _Run) -> PretrainResult:
@@ -127,10 +175,10 @@ def _pretrain(run: _Run) -> PretrainResult:
     finished = scores_file.exists() and all(file.exists() for file in files.values())
     if not files["scorer"].exists():
         net = _classifier(run, "scorer")
-        save_model(files["scorer"], net, "feature-net", net.config, half=True)
+        save_model(files["scorer"], net, "feature-net", net.config, half=run.half)
     if not files["rae"].exists():
         autoencoder = _autoencoder(run, judge=_classifier(run, "judge"))
-        save_model(files["rae"], autoencoder, "rae", autoencoder.config, half=True)
+        save_model(files["rae"], autoencoder, "rae", autoencoder.config, half=run.half)
     if not files["teacher"].exists():
         _save_teacher(run, load_rae(str(files["rae"]), run.device), files["teacher"])
     if not finished:
@@ -142,11 +190,14 @@ def _pretrain(run: _Run) -> PretrainResult:
 
 
 def _save_teacher(run: _Run, rae: RAE, file: Path) -> None:
-    network, shift = _teacher(run, rae)
+    config, names = run.config, run.data.class_names
+    latents = MemoryLatents(encode_all(rae, run.data, run.device, run.reporter), run.device)
+    model, shift = new_teacher(config, rae, names, run.device, run.reporter)
+    network = train_teacher(config, model, shift, latents, run.out, run.reporter, run.device)
     # A teacher names its autoencoder by where users will find it: beside it, or in the package.
-    autoencoder = run.config.rae_name or "rae.safetensors"
-    metadata = flow_metadata("teacher", autoencoder, shift, run.data.class_names)
-    save_model(file, network, "ditdh", network.config, metadata, half=True)
+    autoencoder = config.rae_name or "rae.safetensors"
+    metadata = flow_metadata("teacher", autoencoder, shift, names)
+    save_model(file, network, "ditdh", network.config, metadata, half=run.half)
 
 
 def _frozen(model: Network) -> Network:
@@ -175,7 +226,8 @@ def _autoencoder(run: _Run, judge: FeatureNet) -> RAE:
     loop = pretrain_loop(config.encoder, config.log)
     trained = train(task, loop, run.out / "autoencoder", run.reporter, phase="autoencoder")
     rae = _frozen(trained.rae)
-    _round_as_stored(rae.encoder)
+    if run.half:
+        _round_as_stored(rae.encoder)
     measure_statistics(rae, run.data, run.device, run.reporter)
     rae.decoder = _decoder(run, rae, judge)
     return _frozen(rae)
@@ -205,27 +257,6 @@ def _round_as_stored(model: torch.nn.Module) -> None:
         parameter.copy_(parameter.half())
 
 
-def _teacher(run: _Run, rae: RAE) -> tuple[DiTDH, float]:
-    """Returns: the averaged velocity network and its time shift."""
-    settings = run.config.teacher
-    latents = encode_all(rae, run.data, run.device, run.reporter)
-    D, H, W = rae.latent_shape
-    shape = teacher_config(settings, (D, H, W), len(run.data.class_names))
-    shift = settings.time_shift or shift_for(D * H * W)
-    task = VelocityObjective(
-        run.build("teacher", lambda: DiTDH(shape)),
-        latents,
-        batch=settings.batch,
-        shift=shift,
-        label_dropout=settings.label_dropout,
-        seed=phase_seed(run.config.seed, "teacher"),
-        device=run.device,
-        precision=run.config.precision,
-    )
-    loop = pretrain_loop(settings, run.config.log)
-    return _frozen(train(task, loop, run.out / "teacher", run.reporter, phase="teacher")), shift
-
-
 def _scores(run: _Run, files: Mapping[str, Path]) -> tuple[Score, ...]:
     scorer, rae, flow = (
         load_scorer(str(files["scorer"]), run.device),
@@ -233,9 +264,13 @@ def _scores(run: _Run, files: Mapping[str, Path]) -> tuple[Score, ...]:
         load_flow(str(files["teacher"]), run.device),
     )
     d, each = run.config.data, run.config.log.scored_per_class
-    unseen = load_images(d.source, each, d.image_size, REFERENCE_SEED)
+    unseen = load_pictures(
+        replace(d, per_class=each, seed=REFERENCE_SEED), d.image_size, run.reporter
+    )
     judge = Judge.on(scorer, unseen, run.device)
-    real = load_images(d.source, each, d.image_size, REFERENCE_SEED + 1)
+    real = load_pictures(
+        replace(d, per_class=each, seed=REFERENCE_SEED + 1), d.image_size, run.reporter
+    )
     scores = []
     if not torch.equal(real.images, unseen.images):  # a folder has only one set of pictures
         scores.append(judge.score("real pictures", real.images.split(250), real.labels, None))

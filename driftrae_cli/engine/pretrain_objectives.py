@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from driftrae_cli.data.images import LabeledImages, to_unit
-from driftrae_cli.engine.latents import LatentSet
+from driftrae_cli.engine.latent_feeds import Feed
 from driftrae_cli.engine.runtime import generator, network_precision
 from driftrae_cli.engine.train import StepOutput
 from driftrae_cli.flow.path import logit_normal_times, velocity_loss
@@ -194,39 +194,63 @@ class DecoderObjective:
         return StepOutput(loss, {"pixels": pixels, "features": features}, len(images))
 
 
+@dataclass(frozen=True)
+class VelocityBatches:
+    """Which latents each step of flow matching sees, a pure function of `(seed, step)`.
+
+    Attributes:
+        size: of the data set.
+        batch: latents per step.
+        seed: of the phase.
+    """
+
+    size: int
+    batch: int
+    seed: int
+
+    def draw(self, step: int) -> tuple[Tensor, torch.Generator]:
+        """Rows [B], and the generator for everything else that is random in the step."""
+        rng = generator(self.seed, "velocity", step)
+        return torch.randint(self.size, (self.batch,), generator=rng), rng
+
+    def rows(self, step: int) -> Tensor:
+        """Rows of the step, [B]."""
+        return self.draw(step)[0]
+
+
 class VelocityObjective:
     """Flow matching with logit-normal times and label dropout ([RAE] §4)."""
 
     def __init__(
         self,
         model: DiTDH,
-        data: LatentSet,
+        feed: Feed,
+        labels: Tensor,
+        batches: VelocityBatches,
         *,
-        batch: int,
         shift: float,
         label_dropout: float,
-        seed: int,
         device: torch.device,
         precision: str,
     ) -> None:
         self.model = model.eval()
-        self._data, self._batch, self._shift = data, batch, shift
-        self._label_dropout, self._seed = label_dropout, seed
+        self._feed, self._labels, self._batches = feed, labels, batches
+        self._shift, self._label_dropout = shift, label_dropout
         self._device, self._precision = device, precision
 
     def __call__(self, step: int) -> StepOutput:
-        rng = generator(self._seed, "velocity", step)
-        rows = torch.randint(len(self._data.labels), (self._batch,), generator=rng)
-        y = self._data.latents[rows].to(self._device)
+        rows, rng = self._batches.draw(step)
+        y = self._feed(step)
         eps = _normal(rng, y)
-        t_B = logit_normal_times(self._batch, self._shift, rng).to(self._device)
-        dropped = torch.rand(self._batch, generator=rng) < self._label_dropout
-        null = len(self._data.class_names)
-        labels_B = self._data.labels[rows].masked_fill(dropped, null).to(self._device)
+        batch = len(rows)
+        t_B = logit_normal_times(batch, self._shift, rng).to(self._device)
+        dropped = torch.rand(batch, generator=rng) < self._label_dropout
+        null = self.model.config.num_classes
+        labels_B = self._labels[rows].masked_fill(dropped, null).to(self._device)
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:
             with network_precision(self._device, self._precision):
                 return self.model(x, t, labels_B).float()
 
         loss = velocity_loss(velocity, y, eps, t_B).mean()
-        return StepOutput(loss, {}, self._batch)
+        return StepOutput(loss, {}, batch)

@@ -29,16 +29,21 @@ _HASH_SHOWN = 12  # digits of a SHA-256 in messages
 
 @contextmanager
 def open_run(
-    out: Path, config: RunConfig, weights: Mapping[str, LocalFile], device: torch.device
+    out: Path,
+    config: RunConfig,
+    weights: Mapping[str, LocalFile],
+    device: torch.device,
+    data_fingerprint: str,
 ) -> Iterator[None]:
     """Create `out`, or check that it holds the same run so that it can go on; then keep it.
 
     Writes `config.yaml` (resolved) and `run.json` (arguments, versions, git revision, device,
-    SHA-256 of the weights read). While the context lasts no other process can open the run.
+    fingerprint of the data, SHA-256 of the weights read). While the context lasts no other
+    process can open the run.
 
     Raises:
         OutputError: `out` is somebody else's folder, is in use, or holds the same run with
-            other settings or other weights.
+            other settings, weights or data.
     """
     _check_ours(out)
     try:
@@ -53,9 +58,9 @@ def open_run(
                 partial.unlink()
         if _has_begun(out):
             _check_same_config(out / _CONFIG, config)
-            _check_same_weights(out / _PROVENANCE, weights)
+            _check_same_inputs(out / _PROVENANCE, weights, data_fingerprint)
         else:
-            provenance = _provenance(weights, device)
+            provenance = _provenance(weights, device, data_fingerprint)
             write_text(out / _PROVENANCE, json.dumps(provenance, indent=2) + "\n")
             write_text(out / _CONFIG, config_yaml(config))
         yield
@@ -109,10 +114,13 @@ def _check_same_config(config_file: Path, config: RunConfig) -> None:
         )
 
 
-def _check_same_weights(provenance_file: Path, weights: Mapping[str, LocalFile]) -> None:
+def _check_same_inputs(
+    provenance_file: Path, weights: Mapping[str, LocalFile], data_fingerprint: str
+) -> None:
     try:
-        then = json.loads(provenance_file.read_text())["weights"]
-        hashes = {name: then[name]["sha256"] for name in weights}
+        then = json.loads(provenance_file.read_text())
+        hashes = {name: then["weights"][name]["sha256"] for name in weights}
+        data_then = then["data_fingerprint"]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise OutputError(
             f"{provenance_file}: missing or damaged, so nobody knows what this run was made with; "
@@ -126,9 +134,16 @@ def _check_same_weights(provenance_file: Path, weights: Mapping[str, LocalFile])
                 f"had SHA-256 {before[:_HASH_SHOWN]}… and has {file.sha256[:_HASH_SHOWN]}… now.\n"
                 "Choose another --out, or put the old file back to resume."
             )
+    if data_then != data_fingerprint:
+        raise OutputError(
+            f"--out {provenance_file.parent}: the data has changed since this run began (pictures "
+            "were added, removed or replaced). Choose another --out, or restore it to resume."
+        )
 
 
-def _provenance(weights: Mapping[str, LocalFile], device: torch.device) -> dict[str, object]:
+def _provenance(
+    weights: Mapping[str, LocalFile], device: torch.device, data_fingerprint: str
+) -> dict[str, object]:
     return {
         "arguments": sys.argv[1:],
         "versions": {
@@ -145,6 +160,7 @@ def _provenance(weights: Mapping[str, LocalFile], device: torch.device) -> dict[
             "fast_bf16": has_fast_bf16(device),
         },
         "weights": {name: {"path": str(f.path), "sha256": f.sha256} for name, f in weights.items()},
+        "data_fingerprint": data_fingerprint,
     }
 
 

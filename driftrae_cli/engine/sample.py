@@ -3,12 +3,9 @@
 Legend: B batch, D latent channels, H, W rows and columns.
 """
 
-import json
-import math
-import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,184 +13,16 @@ import torch
 from torch import Tensor
 
 from driftrae_cli.data.images import to_uint8
+from driftrae_cli.engine.load import FlowCheckpoint, check_latents, load_flow, load_partner
 from driftrae_cli.engine.pictures import prepare_output, save_folder, save_grid, save_npz
 from driftrae_cli.engine.report import Reporter
 from driftrae_cli.engine.runtime import pick_device, sample_noise
-from driftrae_cli.errors import ConfigError, HubError, NumericsError, WeightsError
+from driftrae_cli.errors import ConfigError, NumericsError
 from driftrae_cli.flow.solvers import solve, time_grid
-from driftrae_cli.hub import BUILT_IN, HUB, resolve
-from driftrae_cli.models.ditdh import DiTDH
 from driftrae_cli.models.generator import OneStepGenerator
 from driftrae_cli.models.rae import RAE
-from driftrae_cli.models.weights import load_model
 
 TEACHER_STEPS = 50
-
-
-@dataclass(frozen=True)
-class FlowCheckpoint:
-    """A DiT-DH with what is needed to sample from it.
-
-    Attributes:
-        model: the velocity network; its fixed tables are frozen, the rest can be trained.
-        role: `teacher` (a flow) or `student` (one step).
-        rae: reference of the autoencoder whose latents it makes, as `hub.resolve` takes it.
-        shift: time shift of the teacher's grid.
-        class_names: one name per class.
-    """
-
-    model: DiTDH
-    role: str
-    rae: str
-    shift: float
-    class_names: tuple[str, ...]
-
-
-_FLOW_ENTRIES = ("role", "rae", "time_shift", "class_names")
-
-
-def flow_metadata(role: str, rae: str, shift: float, class_names: Sequence[str]) -> dict[str, str]:
-    """Header entries of a DiT-DH file that `load_flow` reads back."""
-    names = json.dumps(list(class_names))
-    return {"role": role, "rae": rae, "time_shift": repr(shift), "class_names": names}
-
-
-def portable_reference(reference: str, folder: Path) -> str:
-    """How a file in `folder` names another model, so that both may move together.
-
-    A local path becomes relative to `folder`; built-in names and the Hub's stay as they are.
-    """
-    if _is_portable(reference):
-        return reference
-    file = Path(reference)
-    # Real folders: `..` behind a linked one leads to where the link points.
-    path = os.path.relpath(file.parent.resolve() / file.name, folder.resolve())
-    return os.path.join(".", path) if path in BUILT_IN else path
-
-
-def _is_portable(reference: str) -> bool:
-    return reference in BUILT_IN or reference.startswith(HUB)
-
-
-def load_flow(reference: str, device: torch.device) -> FlowCheckpoint:
-    """Load a teacher or student from a file, a run directory or a built-in name.
-
-    Raises:
-        WeightsError: missing, damaged, or another kind of model.
-    """
-    path = resolve(_inside_run(reference)).path
-    loaded = load_model(path)
-    meta = loaded.metadata
-    if not isinstance(loaded.model, DiTDH):
-        raise WeightsError(f"{reference}: holds a {loaded.kind}, not a teacher or student")
-    lacking = [entry for entry in _FLOW_ENTRIES if entry not in meta]
-    if lacking:
-        raise WeightsError(
-            f"{reference}: its header lacks {', '.join(lacking)}, which a teacher or student has"
-        )
-    try:
-        role, shift = _role(meta), _shift(meta)
-        class_names = _class_names(meta, loaded.model.config.num_classes)
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{reference}: its header is damaged ({error})") from error
-    return FlowCheckpoint(
-        model=loaded.model.to(device).eval(),
-        role=role,
-        # Joined as text: `Path` drops the `./` that tells a file from a built-in name.
-        rae=meta["rae"] if _is_portable(meta["rae"]) else os.path.join(path.parent, meta["rae"]),
-        shift=shift,
-        class_names=class_names,
-    )
-
-
-def _role(meta: Mapping[str, str]) -> str:
-    if meta["role"] not in ("teacher", "student"):
-        raise ValueError(f"role is '{meta['role']}', not teacher or student")
-    return meta["role"]
-
-
-def _shift(meta: Mapping[str, str]) -> float:
-    shift = float(meta["time_shift"])
-    if not 1 <= shift < math.inf:
-        raise ValueError(f"time_shift is {shift}, not a number from 1 on")
-    return shift
-
-
-def _class_names(meta: Mapping[str, str], num_classes: int) -> tuple[str, ...]:
-    """One name for each class; the network takes the label behind the last for "no class"."""
-    names = json.loads(meta["class_names"])
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError("class_names is not a list of names")
-    if len(names) != num_classes or len(set(names)) != num_classes:
-        raise ValueError(f"class_names are not {num_classes} different names, one per class")
-    return tuple(names)
-
-
-def _inside_run(reference: str) -> str:
-    """The model file of a run directory: the student, or the teacher of a pretraining run."""
-    folder = Path(reference)
-    if reference in BUILT_IN or not folder.is_dir():
-        return reference
-    names = ("student.safetensors", "teacher.safetensors")
-    found = [folder / name for name in names if (folder / name).exists()]
-    if not found:
-        why = (
-            "the run has not finished: run the same command again to resume it"
-            if (folder / "config.yaml").exists()
-            else "it is not a run directory"
-        )
-        raise WeightsError(f"{reference}: this folder holds neither {' nor '.join(names)}; {why}")
-    return str(found[0])
-
-
-def load_rae(reference: str, device: torch.device) -> RAE:
-    """Load an autoencoder of our own format.
-
-    Raises:
-        WeightsError: missing, damaged, or another kind of model.
-    """
-    loaded = load_model(resolve(reference).path)
-    if not isinstance(loaded.model, RAE):
-        raise WeightsError(f"{reference}: holds a {loaded.kind}, not an autoencoder (rae)")
-    return loaded.model.to(device).eval().requires_grad_(False)
-
-
-def check_latents(flow: FlowCheckpoint, rae: RAE) -> None:
-    """Check that `flow` makes latents which `rae` decodes.
-
-    Raises:
-        ConfigError: their shapes differ.
-    """
-    config = flow.model.config
-    made = (config.in_channels, config.input_size, config.input_size)
-    if made != rae.latent_shape:
-        raise ConfigError(
-            f"the {flow.role} makes latents of shape {_times(made)}, the autoencoder has "
-            f"{_times(rae.latent_shape)}; they must belong together (the {flow.role}'s own "
-            f"autoencoder is {flow.rae})"
-        )
-
-
-def load_partner(
-    checkpoint: str, flow: FlowCheckpoint, rae: str | None, device: torch.device
-) -> RAE:
-    """The autoencoder that `flow`, loaded from `checkpoint`, names, or `rae` instead.
-
-    Raises:
-        WeightsError, HubError: it cannot be loaded.
-    """
-    try:
-        return load_rae(rae or flow.rae, device)
-    except (WeightsError, HubError) as error:
-        if rae:
-            raise
-        raise type(error)(
-            f"{error}\n{checkpoint} names it as its autoencoder; give another with --rae."
-        ) from error
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))
 
 
 @dataclass(frozen=True)
@@ -340,10 +169,10 @@ def sample(
     """
     prepare_output(out, overwrite)
     where = pick_device(device)
-    flow = load_flow(checkpoint, where)
+    flow = load_flow(checkpoint, where, reporter)
     chosen = choose_classes(classes, flow.class_names)
     steps = check_steps(flow, steps)
-    autoencoder = load_partner(checkpoint, flow, rae, where)
+    autoencoder = load_partner(checkpoint, flow, rae, where, reporter)
     check_latents(flow, autoencoder)
     make = LatentGenerator(flow, autoencoder.latent_shape, steps, where)
     labels = [label for label in chosen for _ in range(per_class)]

@@ -8,15 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def sincos_table(width: int, grid: int) -> Tensor:
+def sincos_table(width: int, grid: int, step: float = 1.0) -> Tensor:
     """Fixed sine-cosine position table of a square grid, [grid * grid, width] float32.
 
     The first half of the channels follows the column, the second half the row; each half is
-    all sines, then all cosines, with frequencies 10000^(-k / (width / 4)). [RAE], as in MAE.
+    all sines, then all cosines, with frequencies 10000^(-k / (width / 4)); neighbours are
+    `step` apart. [RAE], as in MAE.
     """
     k = torch.arange(width // 4, dtype=torch.float64)
     frequencies = 10000 ** (-k / (width / 4))
-    angles = torch.arange(grid, dtype=torch.float64)[:, None] * frequencies
+    angles = step * torch.arange(grid, dtype=torch.float64)[:, None] * frequencies
     axis = torch.cat([angles.sin(), angles.cos()], dim=1)
     columns, rows = axis.repeat(grid, 1), axis.repeat_interleave(grid, dim=0)
     return torch.cat([columns, rows], dim=1).float()

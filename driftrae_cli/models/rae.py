@@ -83,9 +83,17 @@ class RAE(nn.Module):
     @torch.no_grad()
     def encode(self, images_B3HW: Tensor) -> Tensor:
         """Pictures in [0, 1] of any size -> normalised latents [B, D, H, W]."""
+        return self.normalize(self.features(images_B3HW))
+
+    @torch.no_grad()
+    def features(self, images_B3HW: Tensor) -> Tensor:
+        """Pictures in [0, 1] of any size -> the encoder's tokens as they are, [B, D, H, W]."""
         tokens_BCD = self.encoder(self.preprocess(images_B3HW))
-        raw_BDHW = tokens_BCD.transpose(1, 2).unflatten(2, self.latent_shape[1:])
-        return (raw_BDHW - self.latent_mean) / self._deviation()
+        return tokens_BCD.transpose(1, 2).unflatten(2, self.latent_shape[1:])
+
+    def normalize(self, features_BDHW: Tensor) -> Tensor:
+        """The encoder's tokens -> normalised latents, same shape."""
+        return (features_BDHW - self.latent_mean) / self._deviation()
 
     @torch.no_grad()
     def decode(self, latent_BDHW: Tensor, chunk: int = 64) -> Tensor:

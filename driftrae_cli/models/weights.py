@@ -1,13 +1,12 @@
 """Reading, checking and writing weights: safetensors only, every tensor accounted for.
 
 Our own files carry their network's shape in the header, so that one path is enough to
-rebuild it; files of others go through the key maps at the end.
+rebuild it; files of others go through `published`.
 """
 
 import dataclasses
 import difflib
 import json
-import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,12 +24,11 @@ from driftrae_cli.files import atomic_file
 if TYPE_CHECKING:  # the encoder's module imports timm, which takes seconds
     from _typeshed import DataclassInstance
 
-    from driftrae_cli.models.decoder import ViTDecoder
-    from driftrae_cli.models.encoder import ViTEncoder
 
 FORMAT = "driftrae"
+KINDS = ("ditdh", "rae", "encoder", "decoder", "feature-net")
 _LISTED = 10  # tensors named in a message
-_OWN_ENTRIES = ("format", "kind", "config")
+OWN_ENTRIES = ("format", "kind", "config")
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class LoadedModel:
 
     Attributes:
         model: in float32 on the CPU, in evaluation mode.
-        kind: `ditdh`, `rae` or `feature-net`.
+        kind: one of `KINDS`.
         config: the dataclass the network was made from.
         metadata: further entries of the header.
     """
@@ -71,7 +69,7 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     if head[:2] in (b"PK", b"\x80\x02"):
         return (
             f"{path}: a PyTorch pickle, which can run code when opened; "
-            "convert it to safetensors first"
+            "turn it into a file of ours with 'driftrae convert'"
         )
     if head[8:] != b"{":
         return f"{path}: not a safetensors file"
@@ -191,7 +189,7 @@ def save_model(
     Args:
         path: of the file; replaced if there is one.
         model: the network.
-        kind: `ditdh`, `rae` or `feature-net`.
+        kind: one of `KINDS`.
         config: the dataclass `model` was made from.
         extra_metadata: further header entries.
         half: store trained parameters as float16; statistics and fixed tables stay as they are.
@@ -228,10 +226,22 @@ def load_model(path: Path) -> LoadedModel:
         WeightsError: missing or damaged, not one of ours, or tensors that do not fit its header.
     """
     tensors, header = read_tensors(path)
+    return build_model(path, tensors, header)
+
+
+def build_model(
+    path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]
+) -> LoadedModel:
+    """As `load_model`, of a file at `path` that has been read already."""
     if header.get("kind") == "training":
         raise WeightsError(
             f"{path}: a checkpoint to resume training from; give {_run_of(path)}, "
             "or a model file in it"
+        )
+    if header.get("format") == FORMAT and header.get("kind") == "statistics":
+        raise WeightsError(
+            f"{path}: holds statistics of latents, not a network; they go with a decoder and an "
+            "encoder into an autoencoder (driftrae convert DECODER OUT --encoder REF --stats REF)"
         )
     if header.get("format") != FORMAT or "config" not in header:
         raise WeightsError(f"{path}: not a model file of driftrae (its header names no network)")
@@ -244,7 +254,7 @@ def load_model(path: Path) -> LoadedModel:
     except Exception as error:  # odd sizes make the constructors raise nearly anything
         raise WeightsError(f"{path}: its header does not describe a {kind} ({error})") from error
     load_strict(model, tensors, str(path))
-    metadata = {name: value for name, value in header.items() if name not in _OWN_ENTRIES}
+    metadata = {name: value for name, value in header.items() if name not in OWN_ENTRIES}
     return LoadedModel(model.eval(), kind, config, metadata)
 
 
@@ -270,7 +280,15 @@ def _classes(kind: str, path: Path) -> tuple[Any, "type[DataclassInstance]"]:
         from driftrae_cli.models.feature_net import FeatureNet, FeatureNetConfig
 
         return FeatureNet, FeatureNetConfig
-    raise WeightsError(f"{path}: holds a {kind!r}, not one of ditdh, rae, feature-net")
+    if kind == "encoder":
+        from driftrae_cli.models.encoder import EncoderConfig, ViTEncoder
+
+        return ViTEncoder, EncoderConfig
+    if kind == "decoder":
+        from driftrae_cli.models.decoder import DecoderConfig, ViTDecoder
+
+        return ViTDecoder, DecoderConfig
+    raise WeightsError(f"{path}: holds a {kind!r}, not one of {', '.join(KINDS)}")
 
 
 def from_plain(cls: "type[DataclassInstance]", plain: Mapping[str, Any]) -> "DataclassInstance":
@@ -288,70 +306,3 @@ def from_plain(cls: "type[DataclassInstance]", plain: Mapping[str, Any]) -> "Dat
         return tuple(item) if isinstance(item, list) else item
 
     return cls(**{name: value(name, item) for name, item in plain.items()})
-
-
-# Files of others
-
-_LAYER = r"^encoder\.layer\.(\d+)\."
-_HF_TO_TIMM = (
-    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
-    (r"^embeddings\.register_tokens$", "reg_token"),
-    (_LAYER + r"layer_scale(\d)\.lambda1$", r"blocks.\1.ls\2.gamma"),
-    (_LAYER + r"attention\.(?:attention\.query|q_proj)\.", r"blocks.\1.attn.q."),
-    (_LAYER + r"attention\.(?:attention\.key|k_proj)\.", r"blocks.\1.attn.k."),
-    (_LAYER + r"attention\.(?:attention\.value|v_proj)\.", r"blocks.\1.attn.v."),
-    (_LAYER + r"attention\.(?:output\.dense|o_proj)\.", r"blocks.\1.attn.proj."),
-    (_LAYER, r"blocks.\1."),
-)
-# The last norm has no weight and bias here ([RAE] §3); the mask token is for pretraining.
-_UNUSED = (
-    *("layernorm.weight", "layernorm.bias", "embeddings.mask_token"),
-    *("norm.weight", "norm.bias"),
-)
-
-
-def load_encoder(encoder: "ViTEncoder", state: Mapping[str, Tensor], source: str) -> None:
-    """Load DINOv2-with-registers weights under Hugging Face's names (old or new) or timm's.
-
-    Raises:
-        WeightsError: missing, unexpected or misshapen tensors (named as in timm).
-    """
-    used = {name: tensor for name, tensor in state.items() if name not in _UNUSED}
-    if any(name.startswith("embeddings.") for name in used):
-        used = _hf_to_timm(used)
-    load_strict(encoder.vit, used, source)
-
-
-def _hf_to_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    result = {_timm_name(name): tensor for name, tensor in state.items()}
-    for name in [n for n in result if ".attn.q." in n]:
-        parts = [name.replace(".attn.q.", f".attn.{part}.") for part in "qkv"]
-        if all(part in result for part in parts):
-            stacked = torch.cat([result.pop(part) for part in parts])
-            result[name.replace(".attn.q.", ".attn.qkv.")] = stacked
-    table = result.pop("embeddings.position_embeddings", None)
-    if table is not None:
-        result["pos_embed"] = table[:, 1:]
-    if table is not None and "embeddings.cls_token" in result:
-        # timm adds no position to the class token, so its own belongs inside.
-        result["cls_token"] = result.pop("embeddings.cls_token") + table[:, :1]
-    return result
-
-
-def _timm_name(name: str) -> str:
-    for pattern, replacement in _HF_TO_TIMM:
-        renamed, count = re.subn(pattern, replacement, name)
-        if count:
-            return renamed
-    return name
-
-
-def load_decoder(decoder: "ViTDecoder", state: Mapping[str, Tensor], source: str) -> None:
-    """Load a decoder of the released RAE layout; a missing class token is zero, as in [RAE].
-
-    Raises:
-        WeightsError: anything else missing, unexpected or misshapen.
-    """
-    token = "trainable_cls_token"
-    zero = torch.zeros(1, 1, decoder.config.width)
-    load_strict(decoder, {token: zero, **state}, source)

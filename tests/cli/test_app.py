@@ -12,7 +12,10 @@ import driftrae_cli
 from driftrae_cli.cli.app import app, explain
 from driftrae_cli.errors import ConfigError, HubError, OutputError, WeightsError
 
-COMMANDS = ["distill", "sample", "eval-fid", "analyze-latent", "pretrain"]
+COMMANDS = [
+    "distill", "sample", "eval-fid", "analyze-latent", "pretrain",
+    "fetch", "convert", "inspect", "encode", "stats", "push",
+]  # fmt: skip
 SLOW = ("torch", "timm", "numpy", "torch_fidelity", "huggingface_hub")
 
 

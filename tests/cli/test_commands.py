@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from driftrae_cli.cli.app import app
 from driftrae_cli.config.load import load
-from driftrae_cli.config.schema import DistillConfig, PretrainConfig
+from driftrae_cli.config.schema import DataConfig, DistillConfig, PretrainConfig
 from driftrae_cli.errors import NumericsError
 
 
@@ -75,6 +75,19 @@ def test_training_commands(engine, command, recipe, schema, override):
         ((load(recipe, [], schema), Path("runs", recipe)), {"device": "auto"}),
         ((changed, Path("there")), {"device": "cpu"}),
     ]
+
+
+@pytest.mark.parametrize("name", ["my photos", "#1: ünï😀", "null", "3", 'it\'s "x"', "[a]"])
+def test_a_recipe_takes_data_and_models_from_the_command_line(engine, name):
+    calls = engine("distill", "distill")
+    named = ["--data", name, "--teacher", f"{name}.t", "--rae", f"{name}.r"]
+    assert driftrae("distill", "imagenet256-l", *named).exit_code == 0
+    [((config, _), _)] = calls
+    assert (config.data.source, config.teacher, config.rae) == (name, f"{name}.t", f"{name}.r")
+    calls = engine("pretrain", "pretrain")
+    assert driftrae("pretrain", "own-data-pretrain", "--data", name, "--rae", name).exit_code == 0
+    [((config, _), _)] = calls
+    assert (config.data.source, config.rae) == (name, name)
 
 
 @pytest.mark.parametrize(
@@ -148,6 +161,41 @@ def test_analyze_latent(engine):
     default = {"data": "shapes", "classes": None, "samples": 500, "device": "auto"}
     given = {"data": "d", "classes": 3, "samples": 20, "device": "auto"}
     assert calls == [(("shapes-rae",), default), (("r",), given)]
+
+
+PICTURES = "--data d --per-class 9 --flip --max-bad 3 --workers 2"
+
+
+def test_encode(engine):
+    calls = engine("encode", "encode")
+    assert driftrae("encode", *["--data", "d", "--rae", "r", "--out", "o"]).exit_code == 0
+    line = f"{PICTURES} --class-map m --rae r --out o --dtype int8 --device cpu"
+    assert driftrae("encode", *line.split()).exit_code == 0
+    given = DataConfig(source="d", per_class=9, flip=True, max_bad=3, workers=2, class_map="m")
+    assert calls == [
+        ((DataConfig(source="d"), "r", Path("o")), {"dtype": "bf16", "device": "auto"}),
+        ((given, "r", Path("o")), {"dtype": "int8", "device": "cpu"}),
+    ]
+
+
+def test_stats(engine):
+    calls = engine("statistics", "measure")
+    assert driftrae("stats", *["--data", "d", "--rae", "r", "--out", "o"]).exit_code == 0
+    line = f"{PICTURES} --rae r --out o --overwrite --device cpu"
+    assert driftrae("stats", *line.split()).exit_code == 0
+    given = DataConfig(source="d", per_class=9, flip=True, max_bad=3, workers=2)
+    assert calls == [
+        ((DataConfig(source="d"), "r", Path("o")), {"overwrite": False, "device": "auto"}),
+        ((given, "r", Path("o")), {"overwrite": True, "device": "cpu"}),
+    ]
+
+
+@pytest.mark.parametrize("lacking", ["--data", "--rae", "--out"])
+def test_encode_needs_to_know_what_from_what_and_where(lacking):
+    words = {"--data": "d", "--rae": "r", "--out": "o"}
+    given = [word for pair in words.items() if pair[0] != lacking for word in pair]
+    result = driftrae("encode", *given)
+    assert result.exit_code == 2 and lacking in result.stderr
 
 
 def test_results_as_text(engine):

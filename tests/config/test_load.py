@@ -11,7 +11,17 @@ from driftrae_cli.errors import ConfigError
 
 SCHEMAS = (DistillConfig, PretrainConfig)
 PRESETS = [(name, schema) for schema in SCHEMAS for name in preset_names(schema.kind)]
-REQUIRED = {"teacher": "a", "rae": "b"}
+REQUIRED = {"teacher": "a", "data": {"source": "b"}}
+DATA, TEACHER = "data.source=photos", "teacher=ditdh.safetensors"
+# What a preset leaves for its user to say, and nothing else.
+LEFT_OPEN = {
+    "imagenet256-xl": [DATA],
+    "imagenet256-l": [DATA, TEACHER],
+    "imagenet512-xl": [DATA],
+    "own-data": [DATA, TEACHER],
+    "own-data-pretrain": [DATA],
+}
+DISTILL = ", ".join(preset_names("distill"))
 LOOKS = "looks like a date or number but is none; put text in quotes)"
 DIGITS = "a number of more than 20 digits"
 
@@ -33,15 +43,28 @@ def refusal(reference, *overrides, schema=DistillConfig):
 
 
 def test_presets_are_there():
-    assert [name for name, _ in PRESETS] == ["shapes", "shapes-full", "shapes-pretrain"]
+    assert [name for name, _ in PRESETS] == [
+        "imagenet256-l", "imagenet256-xl", "imagenet512-xl", "own-data", "shapes", "shapes-full",
+        "own-data-pretrain", "shapes-pretrain",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "schema"), PRESETS)
 @pytest.mark.parametrize("comments", [False, True])
 def test_a_resolved_recipe_reads_back_equal(name, schema, comments, recipe):
-    config = load(name, ["seed=7"], schema)
+    config = load(name, ["seed=7", *LEFT_OPEN.get(name, [])], schema)
     assert config.seed == 7
     assert load(recipe(dump(config, comments=comments)), [], schema) == config
+
+
+@pytest.mark.parametrize(("name", "open_fields"), LEFT_OPEN.items())
+def test_what_a_preset_leaves_open_is_asked_for(name, open_fields):
+    schema = dict(PRESETS)[name]
+    lines = refusal(name, schema=schema).splitlines()[1:]
+    assert [line.split(":")[0].strip() for line in lines] == sorted(
+        (field.split("=")[0] for field in open_fields), reverse=True
+    )
+    assert all("missing (--" in line for line in lines)
 
 
 @pytest.mark.parametrize("text", ["yes", "a # b", "a: b", "1", "null", "", "naïve\n", "'", "{x}"])
@@ -128,7 +151,7 @@ def test_one_problem(override, problem):
 
 def test_all_problems_are_listed_together(recipe):
     text = refusal(
-        recipe("kind: distill\nteacher: a\nseed: -1\n"),
+        recipe("kind: distill\ndata: {source: a}\nseed: -1\n"),
         "optim.steps=x",
         "step.grad_negatives=1",
         "step.detached_negatives=0",
@@ -136,12 +159,12 @@ def test_all_problems_are_listed_together(recipe):
     header, *problems = text.splitlines()
     assert header.endswith("mine.yaml: 4 problems")
     assert [problem.split(":")[0].strip() for problem in problems] == [
-        "rae",
+        "teacher",
         "step.grad_negatives (1) and step.detached_negatives (0)",
         "optim.steps",
         "seed",
     ]
-    assert "rae: missing (its autoencoder" in text
+    assert "teacher: missing (--teacher: flow teacher" in text
 
 
 @pytest.mark.parametrize(
@@ -170,7 +193,11 @@ def test_contradictions_name_both_fields(overrides, start):
 )
 def test_pretraining_problems(recipe, override, start):
     heads = "encoder: {heads: 4}\ndecoder: {width: 128}\nteacher: {heads: [4, 4]}"
-    text = refusal(recipe(f"kind: pretrain\n{heads}\n"), override, schema=PretrainConfig)
+    text = refusal(
+        recipe(f"kind: pretrain\ndata: {{source: shapes}}\n{heads}\n"),
+        override,
+        schema=PretrainConfig,
+    )
     line = text.splitlines()[1]
     assert line.strip().startswith(start)
 
@@ -178,7 +205,7 @@ def test_pretraining_problems(recipe, override, start):
 def test_unknown_preset():
     assert refusal("shapes-ful") == (
         "no recipe 'shapes-ful'; did you mean shapes-full?\n"
-        "Presets: shapes, shapes-full. Or give the path of a file that ends in .yaml."
+        f"Presets: {DISTILL}. Or give the path of a file that ends in .yaml."
     )
 
 
@@ -246,7 +273,7 @@ def test_kind_is_checked(recipe):
     assert refusal(path) == f"{path}: add the line 'kind: distill' at the top"
     assert refusal("shapes-pretrain") == (
         "shapes-pretrain: is a recipe of kind 'pretrain', this command reads 'distill'\n"
-        "Presets of that kind: shapes, shapes-full."
+        f"Presets of that kind: {DISTILL}."
     )
 
 

@@ -1,9 +1,9 @@
-"""Real samples of a step: right class, no repeats, all of them reachable."""
+"""Real samples of a step: right class, all of them reachable, none more often than another."""
 
 import pytest
 import torch
 
-from driftrae_cli.data.sampler import ClassIndex
+from driftrae_cli.data.sampler import ClassIndex, ClassSchedule
 from driftrae_cli.errors import DataError
 
 LABELS = torch.tensor([2, 0, 1, 2, 2, 0, 1, 2])
@@ -28,15 +28,46 @@ def test_every_row_is_reached() -> None:
     assert seen == {0, 3, 4, 7}
 
 
-def test_classes_are_distinct_and_complete() -> None:
+@pytest.mark.parametrize("count", [2, 4, 5, 9, 11])
+def test_a_small_class_repeats_evenly(count: int) -> None:
     index = ClassIndex.of(LABELS, NAMES)
-    assert index.draw_classes(3, _rng(0)) == [0, 1, 2]
-    assert {tuple(index.draw_classes(2, _rng(s))) for s in range(40)} == {(0, 1), (0, 2), (1, 2)}
+    assert index.smaller_than(3) == [0, 1]
+    often = {
+        tuple(torch.bincount(index.draw(2, count, _rng(s)), minlength=8)[[0, 3, 4, 7]].tolist())
+        for s in range(40)
+    }
+    whole, rest = divmod(count, 4)
+    assert all(sorted(counts) == [whole] * (4 - rest) + [whole + 1] * rest for counts in often)
+    assert len(often) == {0: 1, 1: 4, 2: 6, 3: 4}[rest], "any of them may come once more"
 
 
-def test_too_few_samples_and_empty_classes_are_named() -> None:
-    index = ClassIndex.of(LABELS, NAMES)
-    with pytest.raises(DataError, match=r"class 1 has 2 samples, 5 positives.*step\.positives"):
-        index.draw(1, 5, _rng(0))
-    with pytest.raises(DataError, match="no pictures for class d"):
-        ClassIndex.of(LABELS, (*NAMES, "d"))
+def test_empty_classes_are_named() -> None:
+    with pytest.raises(DataError, match="no pictures for class d, e; add some"):
+        ClassIndex.of(LABELS, (*NAMES, "d", "e"))
+
+
+@pytest.mark.parametrize(("classes", "per_step"), [(10, 10), (10, 5), (10, 4), (10, 7), (7, 1)])
+def test_all_classes_are_seen_before_one_comes_again(classes: int, per_step: int) -> None:
+    schedule = ClassSchedule(classes, per_step, _rng)
+    steps = [schedule.at(step) for step in range(40)]
+    assert all(step == sorted(set(step)) and len(step) == per_step for step in steps)
+    counts = torch.zeros(classes, dtype=torch.int64)
+    for step in steps:
+        counts[step] += 1
+        # A round may end within a step, so that a class can be one round ahead there.
+        assert counts.max() - counts.min() <= (1 if classes % per_step == 0 else 2)
+    assert counts.max() - counts.min() <= 1 or classes % per_step
+
+
+def test_classes_of_a_step_do_not_depend_on_what_was_asked_before() -> None:
+    walked, jumped = ClassSchedule(10, 4, _rng), ClassSchedule(10, 4, _rng)
+    assert [walked.at(step) for step in range(30)][29] == jumped.at(29)
+    assert jumped.at(3) == walked.at(3)
+    assert len({tuple(walked.at(step)) for step in range(30)}) > 20
+
+
+def test_rounds_that_end_within_steps_still_hold_every_class_once() -> None:
+    schedule = ClassSchedule(5, 3, _rng)
+    schedule.at(50)
+    rounds = [schedule._order[start : start + 5] for start in range(0, 50, 5)]
+    assert all(sorted(order) == [0, 1, 2, 3, 4] for order in rounds)

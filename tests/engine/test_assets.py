@@ -5,8 +5,8 @@ import torch
 
 from driftrae_cli.data.shapes import CLASS_NAMES
 from driftrae_cli.engine.evaluate import Evaluation, evaluate
+from driftrae_cli.engine.load import load_flow
 from driftrae_cli.engine.report import NullReporter
-from driftrae_cli.engine.sample import load_flow
 from driftrae_cli.hub import BUILT_IN
 
 CPU = torch.device("cpu")

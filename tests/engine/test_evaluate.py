@@ -14,8 +14,8 @@ from driftrae_cli.engine.evaluate import (
     load_scorer,
     score_reconstructions,
 )
+from driftrae_cli.engine.load import flow_metadata, load_rae
 from driftrae_cli.engine.report import NullReporter
-from driftrae_cli.engine.sample import flow_metadata, load_rae
 from driftrae_cli.errors import ConfigError, NumericsError, WeightsError
 from driftrae_cli.models.decoder import DecoderConfig
 from driftrae_cli.models.ditdh import DiTDH, DiTDHConfig

@@ -9,18 +9,21 @@ import torch
 from PIL import Image
 
 from driftrae_cli.config.load import load
-from driftrae_cli.config.schema import DistillConfig, PretrainConfig
+from driftrae_cli.config.schema import DataConfig, DistillConfig, PretrainConfig
 from driftrae_cli.data.images import load_images
+from driftrae_cli.data.latent_cache import LatentCache
 from driftrae_cli.data.shapes import CLASS_NAMES, render
 from driftrae_cli.engine import train as training
 from driftrae_cli.engine.analyze import analyze
-from driftrae_cli.engine.distill import _in_order_of, distill
+from driftrae_cli.engine.distill import distill, labels_for
 from driftrae_cli.engine.evaluate import evaluate
+from driftrae_cli.engine.latent_data import OpenData, open_data
 from driftrae_cli.engine.latents import encode_all
+from driftrae_cli.engine.load import flow_metadata, load_flow, load_rae
 from driftrae_cli.engine.pretrain import pretrain
 from driftrae_cli.engine.report import NullReporter
 from driftrae_cli.engine.rundir import open_run
-from driftrae_cli.engine.sample import flow_metadata, load_flow, load_rae
+from driftrae_cli.engine.teacher import new_teacher
 from driftrae_cli.errors import ConfigError, OutputError
 from driftrae_cli.hub import BUILT_IN
 from driftrae_cli.models.decoder import ViTDecoder
@@ -127,7 +130,6 @@ def test_a_student_is_not_a_teacher(tmp_path: Path) -> None:
     ("setting", "text"),
     [
         ("step.classes=11", r"step\.classes: 11 is more than the data set's 10 classes"),
-        ("step.positives=21", r"step\.positives: 21 is more than the 20 pictures of class disc"),
         ("field.group=3", "blocks of 3x3 do not tile 16 tokens"),
     ],
 )
@@ -150,24 +152,97 @@ def _shapes_folder(folder: Path, names: dict[str, str]) -> Path:
     return folder
 
 
+def _opened(source: Path, **settings: object) -> OpenData:
+    config = DataConfig(source=str(source), **settings)  # type: ignore[arg-type]
+    return open_data(config, load_rae("shapes-rae", torch.device("cpu")))
+
+
 def test_classes_of_a_folder_are_matched_by_name(tmp_path: Path) -> None:
     """Folders come in alphabetical order, the teacher's classes do not."""
-    folder = _shapes_folder(tmp_path / "pictures", {})
-    flow = load_flow("shapes-teacher", torch.device("cpu"))
-    loaded = load_images(str(folder), 12, 32, 0)
-    assert loaded.class_names != flow.class_names
-    matched = _in_order_of(flow.class_names, loaded, "pictures")
-    images, labels = render(range(120), seed=0)
-    first_disc = images[0]
-    found = [k for k, image in enumerate(matched.images) if torch.equal(image, first_disc)]
-    assert [matched.labels[k].item() for k in found] == [labels[0].item()]
-    assert torch.bincount(matched.labels).tolist() == [12] * 10
+    data = _opened(_shapes_folder(tmp_path / "pictures", {}))
+    assert data.class_names != CLASS_NAMES
+    labels = labels_for(CLASS_NAMES, data)
+    assert not isinstance(data.content, LatentCache)
+    names = [Path(data.content.name(row)).parent.name for row in range(120)]
+    assert [CLASS_NAMES[label] for label in labels.tolist()] == names
+
+
+def test_classes_are_matched_by_a_class_map(tmp_path: Path) -> None:
+    german = {name: f"Klasse {name}" for name in CLASS_NAMES}
+    folder = _shapes_folder(tmp_path / "pictures", german)
+    lines = [f"Klasse {name} {number}" for number, name in enumerate(CLASS_NAMES)]
+    (tmp_path / "map.txt").write_text("\n".join(lines))
+    data = _opened(folder, class_map=str(tmp_path / "map.txt"))
+    assert not isinstance(data.content, LatentCache)
+    names = [Path(data.content.name(row)).parent.name for row in range(120)]
+    found = labels_for(CLASS_NAMES, data).tolist()
+    assert [german[CLASS_NAMES[label]] for label in found] == names
+
+
+def test_classes_that_are_only_numbered_need_to_be_as_many(tmp_path: Path) -> None:
+    data = replace(_opened(_shapes_folder(tmp_path / "pictures", {})), numbered=True)
+    assert torch.equal(labels_for(CLASS_NAMES, data), data.labels)
+    with pytest.raises(ConfigError, match="has 10 classes, the teacher 1000, and without names"):
+        labels_for(tuple(map(str, range(1000))), data)
+
+
+def test_a_teacher_of_many_more_classes(tmp_path: Path) -> None:
+    data = _opened(_shapes_folder(tmp_path / "pictures", {}))
+    with pytest.raises(ConfigError) as caught:
+        labels_for((*CLASS_NAMES, *(f"n{k:08d}" for k in range(990))), data)
+    text = str(caught.value)
+    assert "has 10 classes, the teacher 1000; only in the data: none; only in the teacher" in text
+    assert "n00000009, …" in text and "n00000010" not in text
+    assert f"driftrae pretrain own-data-pretrain --data {data.source}" in text
 
 
 def test_other_classes_than_the_teachers_are_refused(tmp_path: Path) -> None:
     folder = _shapes_folder(tmp_path / "pictures", {"star": "moon"})
     with pytest.raises(ConfigError, match="only in the data: moon; only in the teacher: star"):
         _distill(tmp_path / "run", f"data.source={folder}", "data.per_class=12")
+
+
+def test_small_classes_repeat_and_are_told(tmp_path: Path) -> None:
+    folder = _shapes_folder(tmp_path / "pictures", {})
+    for path in sorted((folder / "star").iterdir())[3:]:
+        path.unlink()
+    config = load("shapes", [*SMALL, f"data.source={folder}", "data.per_class=null"], DistillConfig)
+    heard: list[str] = []
+    listener = NullReporter()
+    listener.message = heard.append  # type: ignore[method-assign]
+    distill(config, tmp_path / "run", reporter=listener, device="cpu")
+    assert heard == [
+        "1 of 10 classes have fewer pictures than step.positives (6), which therefore repeat: "
+        "star (3)"
+    ]
+
+
+def test_a_run_notices_that_its_pictures_have_changed(tmp_path: Path) -> None:
+    folder = _shapes_folder(tmp_path / "pictures", {})
+    overrides = [f"data.source={folder}", "data.per_class=null"]
+    _distill(tmp_path / "run", *overrides)
+    next((folder / "star").iterdir()).unlink()
+    with pytest.raises(OutputError, match="the data has changed since this run began"):
+        _distill(tmp_path / "run", *overrides)
+
+
+def test_a_run_does_not_depend_on_how_its_latents_come(tmp_path: Path) -> None:
+    streamed = ["data.latents=stream", "data.workers=2"]
+    one, _ = read_tensors(Path(_distill(tmp_path / "a", "storage=float32")))
+    two, _ = read_tensors(Path(_distill(tmp_path / "b", "storage=float32", *streamed)))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_the_teachers_own_autoencoder_is_the_default(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("preset: shapes\nrae: null\n")
+    out = tmp_path / "run"
+    config = load(str(recipe), SMALL, DistillConfig)
+    distill(config, out, reporter=NullReporter(), device="cpu")
+    assert json.loads((out / "run.json").read_text())["weights"]["rae"]["path"] == str(
+        BUILT_IN["shapes-rae"]
+    )
 
 
 def test_a_run_notices_that_its_teacher_has_changed(tmp_path: Path) -> None:
@@ -197,7 +272,7 @@ def test_a_run_without_its_provenance_is_not_resumed(tmp_path: Path, text: str |
 def test_a_run_is_in_one_process_at_a_time(tmp_path: Path) -> None:
     config = load("shapes", SMALL, DistillConfig)
     with (
-        open_run(tmp_path / "run", config, {}, torch.device("cpu")),
+        open_run(tmp_path / "run", config, {}, torch.device("cpu"), ""),
         pytest.raises(OutputError, match="another driftrae is running in it"),
     ):
         _distill(tmp_path / "run")
@@ -206,7 +281,7 @@ def test_a_run_is_in_one_process_at_a_time(tmp_path: Path) -> None:
 
 def test_settings_may_change_until_something_is_computed(tmp_path: Path) -> None:
     out, cpu = tmp_path / "run", torch.device("cpu")
-    with open_run(out, load("shapes", [*SMALL, "seed=1"], DistillConfig), {}, cpu):
+    with open_run(out, load("shapes", [*SMALL, "seed=1"], DistillConfig), {}, cpu, ""):
         (out / ".student.safetensors.17.partial").write_bytes(b"left by a kill")
     _distill(out, "seed=2")
     assert "seed: 2" in (out / "config.yaml").read_text()
@@ -272,6 +347,57 @@ def test_pretraining_makes_models_that_the_other_commands_take(tmp_path: Path) -
     assert 1 / 16 <= found.participation_ratio <= 1
     student = _distill(tmp_path / "run", f"teacher={result.teacher}", f"rae={result.rae}")
     assert Path(student).exists()
+
+
+TEACHER_ONLY = [
+    "rae=shapes-rae", "data.per_class=12", "log.metrics_every=1", "log.checkpoint_every=1",
+    "teacher.steps=3", "teacher.batch=8", "teacher.hidden=[16, 16]", "teacher.depth=[1, 1]",
+    "precision=float32", "rae_name=null",
+]  # fmt: skip
+
+
+def _teacher(out: Path, *overrides: str) -> str:
+    config = load("shapes-pretrain", [*TEACHER_ONLY, *overrides], PretrainConfig)
+    result = pretrain(config, out, reporter=NullReporter(), device="cpu")
+    assert (result.scorer, result.rae, result.scores) == (None, "shapes-rae", ())
+    return result.teacher
+
+
+@pytest.mark.parametrize("latents", ["memory", "stream"])
+def test_a_teacher_for_an_autoencoder_that_exists(tmp_path: Path, latents: str) -> None:
+    teacher = _teacher(tmp_path / "a", f"data.latents={latents}")
+    flow = load_flow(teacher, torch.device("cpu"))
+    assert (flow.role, flow.rae, flow.class_names) == ("teacher", "shapes-rae", CLASS_NAMES)
+    student = _distill(tmp_path / "b", f"teacher={tmp_path / 'a'}", "rae=null")
+    assert Path(student).exists()
+
+
+def test_a_teacher_of_new_classes_starts_from_another(tmp_path: Path) -> None:
+    """Classes that both know by name keep their embedding, the others begin without one."""
+    folder = _shapes_folder(tmp_path / "pictures", {"star": "moon"})
+    config = load(
+        "shapes-pretrain",
+        [*TEACHER_ONLY, "teacher.init=shapes-teacher", f"data.source={folder}"],
+        PretrainConfig,
+    )
+    cpu = torch.device("cpu")
+    rae, names = load_rae("shapes-rae", cpu), ("ring", "moon")
+    model, shift = new_teacher(config, rae, names, cpu, NullReporter())
+    before = load_flow("shapes-teacher", cpu)
+    table = before.model.y_embedder.embedding_table.weight
+    rows = [CLASS_NAMES.index("ring"), 10, 10]
+    assert torch.equal(model.y_embedder.embedding_table.weight, table[rows])
+    assert shift == before.shift
+    rest = {k: v for k, v in before.model.state_dict().items() if "embedding_table" not in k}
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in rest.items())
+    teacher = _teacher(tmp_path / "run", "teacher.init=shapes-teacher", f"data.source={folder}")
+    flow = load_flow(teacher, cpu)
+    assert flow.class_names == tuple(sorted({*CLASS_NAMES, "moon"} - {"star"}))
+
+
+def test_a_teacher_to_start_from_needs_its_autoencoder(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"teacher\.init: .* give that one with --rae"):
+        _teacher(tmp_path / "run", "teacher.init=shapes-teacher", "rae=null")
 
 
 def test_pretraining_depends_on_its_seed_alone(

@@ -8,18 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from driftrae_cli.engine.load import FlowCheckpoint, flow_metadata, load_flow, portable_reference
 from driftrae_cli.engine.report import NullReporter
 from driftrae_cli.engine.runtime import generator, sample_noise
-from driftrae_cli.engine.sample import (
-    FlowCheckpoint,
-    LatentGenerator,
-    check_steps,
-    choose_classes,
-    flow_metadata,
-    load_flow,
-    portable_reference,
-    sample,
-)
+from driftrae_cli.engine.sample import LatentGenerator, check_steps, choose_classes, sample
 from driftrae_cli.errors import ConfigError, HubError, NumericsError, OutputError, WeightsError
 from driftrae_cli.hub import BUILT_IN
 from driftrae_cli.models.decoder import DecoderConfig
@@ -125,9 +117,7 @@ def test_a_student_has_one_step(student: str) -> None:
 def test_what_is_not_a_flow_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="holds a rae, not a teacher or student"):
         load_flow("shapes-rae", torch.device("cpu"))
-    with pytest.raises(WeightsError, match="it is not a run directory"):
-        load_flow(str(tmp_path), torch.device("cpu"))
-    (tmp_path / "config.yaml").touch()
+    (tmp_path / "run.json").touch()
     with pytest.raises(WeightsError, match="the run has not finished"):
         load_flow(str(tmp_path), torch.device("cpu"))
 
@@ -160,7 +150,7 @@ def test_a_checkpoint_for_resuming_names_its_run(
 @pytest.mark.parametrize(
     ("entries", "text"),
     [
-        ({"rae": None, "time_shift": None}, "its header lacks rae, time_shift"),
+        ({"role": None, "time_shift": None}, "its header lacks role, time_shift"),
         ({"time_shift": "soon"}, "its header is damaged"),
         ({"time_shift": "nan"}, "time_shift is nan, not a number from 1 on"),
         ({"time_shift": "inf"}, "time_shift is inf, not a number from 1 on"),

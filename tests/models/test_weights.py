@@ -8,9 +8,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from driftrae_cli.errors import OutputError, WeightsError
-from driftrae_cli.models.decoder import DecoderConfig
+from driftrae_cli.models.decoder import DecoderConfig, ViTDecoder
 from driftrae_cli.models.ditdh import DiTDH, DiTDHConfig
-from driftrae_cli.models.encoder import EncoderConfig
+from driftrae_cli.models.encoder import EncoderConfig, ViTEncoder
 from driftrae_cli.models.feature_net import FeatureNet, FeatureNetConfig
 from driftrae_cli.models.rae import RAE, RAEConfig
 from driftrae_cli.models.weights import (
@@ -30,6 +30,8 @@ _RAE = RAEConfig(
 _MODELS = {
     "ditdh": (DiTDH, DiTDHConfig(2, 4, (8, 16), (1, 1), (1, 2), num_classes=3)),
     "rae": (RAE, _RAE),
+    "encoder": (ViTEncoder, _RAE.encoder),
+    "decoder": (ViTDecoder, _RAE.decoder),
     "feature-net": (FeatureNet, FeatureNetConfig(widths=(8, 16), num_classes=3)),
 }
 
@@ -191,7 +193,7 @@ def test_half_precision_weights_are_cast():
     ("change", "text"),
     [
         ({"format": "pt"}, "not a model file of driftrae"),
-        ({"kind": "gan"}, "holds a 'gan', not one of ditdh, rae, feature-net"),
+        ({"kind": "gan"}, "holds a 'gan', not one of ditdh, rae, encoder, decoder, feature-net"),
         ({"config": "{}"}, "header does not describe a ditdh"),
         ({"config": "not json"}, "header does not describe a ditdh"),
         ({"config": '{"width": 3}'}, "header does not describe a ditdh"),

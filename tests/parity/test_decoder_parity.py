@@ -5,7 +5,7 @@ import torch
 
 from driftrae_cli.errors import WeightsError
 from driftrae_cli.models.decoder import DecoderConfig, ViTDecoder
-from driftrae_cli.models.weights import load_decoder
+from driftrae_cli.models.keymaps import load_decoder
 
 _CONFIG = DecoderConfig(
     latent_dim=24, width=32, depth=3, heads=4, mlp_width=64, patch_size=4, num_tokens=16

@@ -7,7 +7,7 @@ import torch
 
 from driftrae_cli.errors import WeightsError
 from driftrae_cli.models.encoder import EncoderConfig, ViTEncoder
-from driftrae_cli.models.weights import load_encoder
+from driftrae_cli.models.keymaps import load_encoder
 
 _CONFIG = EncoderConfig(
     width=48,

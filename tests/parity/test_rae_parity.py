@@ -5,8 +5,8 @@ import torch
 
 from driftrae_cli.models.decoder import DecoderConfig
 from driftrae_cli.models.encoder import EncoderConfig
+from driftrae_cli.models.keymaps import load_decoder, load_encoder
 from driftrae_cli.models.rae import RAE, RAEConfig
-from driftrae_cli.models.weights import load_decoder, load_encoder
 
 _ENCODER = EncoderConfig(
     width=24,

@@ -1,0 +1,67 @@
+"""`driftrae convert`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from driftrae_cli.cli.options import Json
+from driftrae_cli.cli.output import print_result
+
+
+def convert(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SRC", help="Weights: a file, a folder or an hf:// reference."),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="DST", help="The .safetensors file to write.")],
+    encoder: Annotated[
+        str | None,
+        typer.Option(metavar="REF", help="Encoder of the decoder in SRC; makes an autoencoder."),
+    ] = None,
+    stats: Annotated[
+        str | None, typer.Option(metavar="REF", help="Statistics of its latents, with --encoder.")
+    ] = None,
+    input_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Pixels the encoder sees.  [default: to suit the decoder]"),
+    ] = None,
+    heads: Annotated[
+        int | None, typer.Option(min=1, help="Attention heads, where SRC does not tell them.")
+    ] = None,
+    rae: Annotated[
+        str | None, typer.Option(metavar="REF", help="Autoencoder that a teacher belongs to.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DST.")] = False,
+    json: Json = False,
+) -> None:
+    """Turn published weights into one file of ours.
+
+    Reads the RAE project's .pt files, diffusers' AutoencoderRAE, and encoders of transformers
+    and timm. A .pt file is never given the chance to run code.
+
+    \b
+    Examples:
+      driftrae convert stage2_model.pt teacher.safetensors --rae rae.safetensors
+      driftrae convert decoder.pt rae.safetensors --encoder dinov2/ --stats stat.pt
+      driftrae convert hf://org/autoencoder-rae rae.safetensors
+    """
+    from driftrae_cli.engine.convert import convert_files
+    from driftrae_cli.hub import locate
+
+    metadata = {"source": source}
+    if rae:
+        from driftrae_cli.engine.load import portable_reference
+
+        metadata["rae"] = portable_reference(rae, out.parent)
+    result = convert_files(
+        locate(source),
+        out,
+        encoder=locate(encoder) if encoder else None,
+        statistics=locate(stats) if stats else None,
+        input_size=input_size,
+        heads=heads,
+        metadata=metadata,
+        overwrite=overwrite,
+    )
+    print_result(result, as_json=json)

@@ -1,0 +1,230 @@
+"""Pictures in a folder: one folder per class, as ImageNet has them, or a flat one."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from driftrae_cli.data.crop import SUFFIXES, UnreadableError, decode
+from driftrae_cli.data.listing import (
+    Listing,
+    Names,
+    entries,
+    has_suffix,
+    printable,
+    size_of,
+    some,
+)
+from driftrae_cli.errors import DataError
+
+# Pictures too, so they must not vanish without a word; but Pillow reads them not, or not always.
+_NOT_READ = (".avif", ".heic", ".heif", ".jfif", ".jp2", ".jxl", ".pgm", ".ppm", ".psd", ".svg")
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """Pictures as files below one folder; an `ImageSource`."""
+
+    folder: str
+    image_size: int
+    class_names: tuple[str, ...]
+    numbered: bool
+    fingerprint: str
+    listing: Listing
+
+    @property
+    def labels(self) -> Tensor:
+        return self.listing.labels
+
+    def __len__(self) -> int:
+        return len(self.listing.names)
+
+    def name(self, row: int) -> str:
+        return printable(self._path(row))
+
+    def read(self, row: int) -> Tensor:
+        try:
+            with open(self._path(row), "rb") as file:
+                return decode(file.read(), self.image_size)
+        except OSError as error:
+            reason = f"cannot be read ({error.strerror or error})"
+            raise DataError(f"{self.name(row)}: {reason}") from error
+        except UnreadableError as error:
+            raise DataError(f"{self.name(row)}: {error}") from error
+
+    def _path(self, row: int) -> str:
+        return os.path.join(self.folder, self.listing.names[row])
+
+
+def open_folder(
+    folder: str, image_size: int, per_class: int | None, class_map: Path | None
+) -> FolderSource:
+    """List the pictures of a folder.
+
+    Classes are its folders by name, or as `class_map` numbers them; without folders that hold
+    pictures, all pictures are one class.
+
+    Args:
+        folder: to read.
+        image_size: rows and columns of the pictures.
+        per_class: takes the first so many of each class, by name; None takes all.
+        class_map: a text file with a line `<folder> <class number>` for each folder.
+
+    Raises:
+        DataError: there are no pictures, some would be left out, or `class_map` does not fit.
+    """
+    found = entries(folder)
+    folders = [entry for entry in found if entry.is_dir()]
+    loose = _pictures(folder, found)
+    groups = {entry.name: _class_pictures(entry) for entry in folders}
+    if loose and not any(groups.values()):
+        if class_map:
+            raise DataError(f"{class_map}: a class map is for class folders; {folder} has none")
+        return _source(folder, image_size, per_class, {"": loose}, (Path(folder).resolve().name,))
+    _check_classes(folder, folders, groups, loose)
+    names = tuple(groups) if class_map is None else read_class_map(class_map, tuple(groups))
+    return _source(folder, image_size, per_class, {name: groups[name] for name in names}, names)
+
+
+def _source(
+    folder: str,
+    image_size: int,
+    per_class: int | None,
+    groups: dict[str, list[os.DirEntry[str]]],
+    class_names: tuple[str, ...],
+) -> FolderSource:
+    """Pictures by the folder that they are in, "" for the source itself."""
+    taken = {name: group[:per_class] for name, group in groups.items()}
+    counts = torch.tensor([len(group) for group in taken.values()])
+    listing = Listing(
+        Names(os.path.join(name, entry.name) for name, group in taken.items() for entry in group),
+        np.array([size_of(entry) for group in taken.values() for entry in group], dtype=np.int64),
+        torch.arange(len(taken)).repeat_interleave(counts),
+    )
+    fingerprint = listing.fingerprint("folder", image_size, per_class, class_names)
+    return FolderSource(folder, image_size, class_names, "" in groups, fingerprint, listing)
+
+
+def _pictures(folder: str, found: Sequence[os.DirEntry[str]]) -> list[os.DirEntry[str]]:
+    """Those of a folder's entries that are pictures."""
+    lost = [entry.name for entry in found if has_suffix(entry, _NOT_READ)]
+    if lost:
+        raise DataError(
+            f"{printable(folder)}: {some(lost)}: pictures of this kind are not read, only "
+            f"{', '.join(SUFFIXES)}; convert them, or move them away"
+        )
+    return [entry for entry in found if has_suffix(entry, SUFFIXES)]
+
+
+def _class_pictures(folder: os.DirEntry[str]) -> list[os.DirEntry[str]]:
+    """Pictures of one class folder; folders in it with pictures would be left out."""
+    found = entries(folder.path)
+    for entry in found:
+        if entry.is_dir() and any(has_suffix(e, SUFFIXES) for e in entries(entry.path)):
+            raise DataError(
+                f"{printable(entry.path)}: pictures two folders deep, which would be left out: the "
+                "data are one folder with one folder of pictures per class; name "
+                f"{printable(folder.path)} as the data, or move the pictures up"
+            )
+    return _pictures(folder.path, found)
+
+
+def _check_classes(
+    folder: str,
+    folders: Sequence[os.DirEntry[str]],
+    groups: dict[str, list[os.DirEntry[str]]],
+    loose: Sequence[os.DirEntry[str]],
+) -> None:
+    """Check that every class folder has pictures, and that none lie beside them."""
+    if not groups:
+        kinds = ", ".join(SUFFIXES)
+        raise DataError(f"{printable(folder)}: holds no pictures ({kinds}), nor folders of any")
+    empty = [entry for entry in folders if not groups[entry.name]]
+    if empty:
+        raise DataError(_without_pictures(empty))
+    if loose:
+        raise DataError(
+            f"{printable(folder)}: {some((e.name for e in loose), 3)}: pictures beside the class "
+            "folders, which belong to no class; move them into one of the folders, or away"
+        )
+
+
+def _without_pictures(folders: Sequence[os.DirEntry[str]]) -> str:
+    """Left out silently, such folders would shift the numbers of all classes after them."""
+    endings = (os.path.splitext(e.name)[1] for folder in folders for e in entries(folder.path))
+    there = some(sorted({ending or "no ending" for ending in islice(endings, 10_000)}))
+    return (
+        f"{some(entry.path for entry in folders)}: no pictures in it; these are read: "
+        f"{', '.join(SUFFIXES)} (there: {there or 'nothing'}). "
+        "Convert them, or move the folder away."
+    )
+
+
+def read_class_map(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
+    """Folder names in the order that a class map gives them.
+
+    Args:
+        path: text file with a line `<folder> <class number>` for each folder; empty lines
+            and lines that begin with `#` are skipped.
+        folders: names of the class folders.
+
+    Raises:
+        DataError: a line is not of this form, or folders and lines do not match one to one,
+            or the numbers are not 0 to K-1.
+    """
+    numbers = dict[str, int]()
+    for place, name, number in _map_lines(path):
+        if name in numbers:
+            raise DataError(f"{path}: line {place}: folder {name} a second time")
+        numbers[name] = number
+    _check_all_named(path, folders, numbers)
+    if sorted(numbers.values()) != list(range(len(numbers))):
+        wrong = _wrong_numbers(numbers.values())
+        raise DataError(
+            f"{path}: {len(numbers)} folders need the class numbers 0 to {len(numbers) - 1}, "
+            f"each once; not so: {wrong}"
+        )
+    return tuple(sorted(numbers, key=numbers.__getitem__))
+
+
+def _map_lines(path: Path) -> Iterator[tuple[int, str, int]]:
+    """Line number, folder and class number of every line that says something."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise DataError(f"{path}: class map cannot be read ({reason})") from error
+    for place, line in enumerate(map(str.strip, lines), 1):
+        if not line or line.startswith("#"):
+            continue
+        words = line.rsplit(maxsplit=1)
+        if len(words) < 2 or not (words[1].isascii() and words[1].isdigit()):
+            raise DataError(f"{path}: line {place}: not '<folder> <class number>': {line}")
+        yield place, words[0], int(words[1])
+
+
+def _check_all_named(path: Path, folders: Sequence[str], numbers: dict[str, int]) -> None:
+    without_line = [name for name in folders if name not in numbers]
+    without_folder = [name for name in numbers if name not in set(folders)]
+    problems = [
+        f"{text} {some(names)}"
+        for text, names in (
+            ("folders without a line:", without_line),
+            ("lines without a folder:", without_folder),
+        )
+        if names
+    ]
+    if problems:
+        raise DataError(f"{path}: does not fit the class folders; {'; '.join(problems)}")
+
+
+def _wrong_numbers(numbers: Iterable[int]) -> str:
+    found = sorted(numbers)
+    twice = {a for a, b in pairwise(found) if a == b}
+    beyond = {number for number in found if number >= len(found)}
+    return some(map(str, sorted(twice | beyond)))

@@ -1,0 +1,191 @@
+"""What a weights file or array file is, for people who have one."""
+
+import dataclasses
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from driftrae_cli.errors import DataError, WeightsError
+from driftrae_cli.hub import LocalFile
+from driftrae_cli.models.containers import Container, read_container
+from driftrae_cli.models.published import interpret
+from driftrae_cli.models.weights import FORMAT
+
+_ARRAYS = ".npz"
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+
+
+@dataclass(frozen=True)
+class FileRow:
+    """A file that was read.
+
+    Attributes:
+        file: its name.
+        size: bytes.
+        sha256: of its content.
+    """
+
+    file: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class TensorRow:
+    """A tensor or array.
+
+    Attributes:
+        name: in the file.
+        shape: sizes with x between them.
+        dtype: of its numbers.
+    """
+
+    name: str
+    shape: str
+    dtype: str
+
+
+@dataclass(frozen=True)
+class EntryRow:
+    """An entry of a safetensors file's header.
+
+    Attributes:
+        entry: its name.
+        value: its text.
+    """
+
+    entry: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a file or folder holds.
+
+    Attributes:
+        path: as given.
+        kind: `ditdh`, `rae`, `encoder`, `decoder`, `statistics`, `feature-net`, `training` (a
+            checkpoint to resume from), `arrays`, or `unknown`.
+        layout: who wrote it and how, in words.
+        latent: channels, rows and columns of the latents it is for.
+        parameters: of its network.
+        step: of the training that wrote it, where it says so.
+        problem: why it cannot be used as a model; None if it can.
+        tensors: how many it holds.
+        files: that were read.
+        metadata: of its header.
+        listed: its tensors.
+    """
+
+    path: str
+    kind: str
+    layout: str | None
+    latent: tuple[int, ...] | None
+    parameters: int | None
+    step: int | None
+    problem: str | None
+    tensors: int
+    files: tuple[FileRow, ...]
+    metadata: tuple[EntryRow, ...]
+    listed: tuple[TensorRow, ...]
+
+
+def describe(path: Path) -> Description:
+    """Say what a file or folder holds; nothing in it is run.
+
+    Raises:
+        WeightsError: missing or damaged, or not plain tensors.
+        DataError: an array file that is damaged or holds objects.
+    """
+    if path.suffix == _ARRAYS and path.is_file():
+        return _arrays(path)
+    read = read_container(path)
+    blank = Description(
+        path=str(path),
+        kind="unknown",
+        layout=None,
+        latent=None,
+        parameters=None,
+        step=read.step,
+        problem=None,
+        tensors=len(read.tensors),
+        files=tuple(_file_row(file) for file in read.files),
+        metadata=tuple(EntryRow(name, value) for name, value in sorted(read.header.items())),
+        listed=tuple(_row(name, tensor) for name, tensor in read.tensors.items()),
+    )
+    return _interpreted(blank, read)
+
+
+def _interpreted(blank: Description, read: Container) -> Description:
+    if read.header.get("format") == FORMAT and read.header.get("kind") == "training":
+        step = read.header.get("step", "")
+        number = int(step) if step.isdigit() else None
+        return dataclasses.replace(blank, kind="training", layout=FORMAT, step=number)
+    try:
+        found = interpret(read)
+    except WeightsError as error:
+        return dataclasses.replace(blank, problem=str(error))
+    return dataclasses.replace(
+        blank,
+        kind=found.kind,
+        layout=found.layout,
+        latent=found.latent,
+        parameters=found.parameters,
+    )
+
+
+def _file_row(path: Path) -> FileRow:
+    return FileRow(path.name, path.stat().st_size, LocalFile(path).sha256)
+
+
+def _row(name: str, tensor: Tensor | None) -> TensorRow:
+    if tensor is None:
+        return TensorRow(name, "-", "none")
+    return TensorRow(name, _shape(tuple(tensor.shape)), str(tensor.dtype).removeprefix("torch."))
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def _arrays(path: Path) -> Description:
+    """An `.npz` file, from the headers of its arrays: samples may be many gigabytes."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            rows = tuple(_array_row(archive, name) for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError, EOFError, KeyError) as error:
+        raise DataError(f"{path}: damaged or no array file ({error}); copy it again") from error
+    objects = [row.name for row in rows if "object" in row.dtype]
+    if objects:
+        raise DataError(
+            f"{path}: {', '.join(objects)} holds Python objects, which can run code when "
+            "opened; save plain numbers instead"
+        )
+    return Description(
+        path=str(path),
+        kind="arrays",
+        layout="NumPy",
+        latent=None,
+        parameters=None,
+        step=None,
+        problem=None,
+        tensors=len(rows),
+        files=(_file_row(path),),
+        metadata=(),
+        listed=rows,
+    )
+
+
+def _array_row(archive: zipfile.ZipFile, name: str) -> TensorRow:
+    with archive.open(name) as file:
+        version = np.lib.format.read_magic(file)
+        shape, _, dtype = _HEADERS[version](file)
+    return TensorRow(
+        name.removesuffix(".npy"), _shape(shape), "object" if dtype.hasobject else str(dtype)
+    )

@@ -1,0 +1,103 @@
+"""The flow teacher: made new, or with new classes from one that exists, and trained."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from driftrae_cli.engine.build import PretrainConfig, pretrain_loop, teacher_config
+from driftrae_cli.engine.ema import Network
+from driftrae_cli.engine.latent_feeds import LatentData
+from driftrae_cli.engine.load import FlowCheckpoint, check_latents, load_flow
+from driftrae_cli.engine.pretrain_objectives import VelocityBatches, VelocityObjective
+from driftrae_cli.engine.report import Reporter
+from driftrae_cli.engine.runtime import generator
+from driftrae_cli.engine.train import train
+from driftrae_cli.flow.path import shift_for
+from driftrae_cli.models.ditdh import DiTDH
+from driftrae_cli.models.rae import RAE
+
+_PHASE = "teacher"
+_CLASS_TABLE = "y_embedder.embedding_table.weight"
+
+
+def phase_seed(seed: int, phase: str) -> int:
+    """Seed of one phase, unrelated to those of the others."""
+    return generator(seed, phase).initial_seed()
+
+
+def build(seed: int, phase: str, make: Callable[[], Network]) -> Network:
+    """A new network whose initial weights depend on `(seed, phase)` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(phase_seed(seed, phase))
+        return make()
+
+
+def new_teacher(
+    config: PretrainConfig,
+    rae: RAE,
+    class_names: Sequence[str],
+    device: torch.device,
+    reporter: Reporter,
+) -> tuple[DiTDH, float]:
+    """The untrained velocity network of a recipe, and its time shift.
+
+    Raises:
+        ConfigError: `teacher.init` makes other latents than `rae` has.
+    """
+    settings = config.teacher
+    D, H, W = rae.latent_shape
+    if settings.init is None:
+        shape = teacher_config(settings, (D, H, W), len(class_names))
+        model = build(config.seed, _PHASE, lambda: DiTDH(shape))
+        return model.to(device), settings.time_shift or shift_for(D * H * W)
+    flow = load_flow(settings.init, device, reporter)
+    check_latents(flow, rae)
+    model = with_classes(flow, class_names, config.seed)
+    return model.to(device), settings.time_shift or flow.shift
+
+
+def with_classes(flow: FlowCheckpoint, class_names: Sequence[str], seed: int) -> DiTDH:
+    """`flow`'s network for other classes.
+
+    Classes that it knows by name keep their embedding, as does "no class"; the others begin
+    like "no class", so that the network starts as an unconditional one for them.
+    """
+    shape = replace(flow.model.config, num_classes=len(class_names))
+    model = build(seed, _PHASE, lambda: DiTDH(shape))
+    state = flow.model.state_dict()
+    table = state[_CLASS_TABLE].cpu()
+    known = {name: row for row, name in enumerate(flow.class_names)}
+    null = len(flow.class_names)
+    rows = [known.get(name, null) for name in class_names]
+    model.load_state_dict({**state, _CLASS_TABLE: table[[*rows, null]]})
+    return model
+
+
+def train_teacher(
+    config: PretrainConfig,
+    model: DiTDH,
+    shift: float,
+    latents: LatentData,
+    out: Path,
+    reporter: Reporter,
+    device: torch.device,
+) -> DiTDH:
+    """Train `model` on the latents; returns the averaged network, frozen."""
+    settings = config.teacher
+    loop = pretrain_loop(settings, config.log)
+    batches = VelocityBatches(len(latents.labels), settings.batch, phase_seed(config.seed, _PHASE))
+    with latents.feed(batches.rows, loop.steps) as feed:
+        task = VelocityObjective(
+            model,
+            feed,
+            latents.labels,
+            batches,
+            shift=shift,
+            label_dropout=settings.label_dropout,
+            device=device,
+            precision=config.precision,
+        )
+        trained = train(task, loop, out / _PHASE, reporter, phase=_PHASE)
+    return trained.eval().requires_grad_(False)

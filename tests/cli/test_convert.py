@@ -1,0 +1,94 @@
+"""`convert` and `inspect` as a user runs them, with small files of their own."""
+
+import json
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from driftrae_cli.cli.convert import convert
+from driftrae_cli.cli.inspect import inspect
+from driftrae_cli.errors import WeightsError
+from driftrae_cli.models.ditdh import DiTDH, DiTDHConfig
+from driftrae_cli.models.weights import load_model
+
+_TEACHER = DiTDHConfig(2, 4, (16, 32), (2, 1), (2, 4), num_classes=3)
+_APP = typer.Typer()
+_APP.command()(convert)
+_APP.command()(inspect)
+
+
+def driftrae(*arguments):
+    result = CliRunner().invoke(_APP, list(arguments))
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """The working directory, with a published teacher in it."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    torch.save(DiTDH(_TEACHER).state_dict(), "stage2_model.pt")
+    return tmp_path
+
+
+def test_convert(folder):
+    (folder / "rae.safetensors").touch()
+    result = driftrae(
+        "convert", "stage2_model.pt", "sub/t.safetensors", "--rae", "rae.safetensors", "--json"
+    )
+    assert result.exit_code == 0
+    shown = json.loads(result.stdout)
+    assert (shown["out"], shown["kind"], shown["latent"]) == (
+        "sub/t.safetensors",
+        "ditdh",
+        [4, 2, 2],
+    )
+    header = load_model(folder / "sub" / "t.safetensors").metadata
+    assert (header["rae"], header["source"]) == ("../rae.safetensors", "stage2_model.pt")
+    assert (folder / "sub" / header["rae"]).exists()
+
+
+@pytest.mark.parametrize("reference", ["hf://org/autoencoder", "shapes-rae"])
+def test_names_of_autoencoders_stay(folder, reference):
+    driftrae("convert", "stage2_model.pt", "t.safetensors", "--rae", reference)
+    assert load_model(folder / "t.safetensors").metadata["rae"] == reference
+
+
+def test_built_in_models_can_be_converted(folder):
+    result = driftrae("convert", "shapes-teacher", "t.safetensors")
+    assert "ditdh" in result.stdout
+    assert load_model(folder / "t.safetensors").metadata["source"] == "shapes-teacher"
+
+
+def test_missing_source():
+    with pytest.raises(WeightsError, match=r"stage1_model\.pt: no such file"):
+        driftrae("convert", "stage1_model.pt", "t.safetensors")
+
+
+def test_inspect_shows_the_first_tensors():
+    result = driftrae("inspect", "stage2_model.pt")
+    assert "RAE project, DiT-DH" in result.stdout and "4, 2, 2" in result.stdout
+    tensors = DiTDH(_TEACHER).state_dict()
+    assert f"{len(tensors) - 20} more tensors: add --tensors" in result.stderr
+    assert sum(name in result.stdout for name in tensors) == 20
+    everything = driftrae("inspect", "stage2_model.pt", "--tensors")
+    assert all(name in everything.stdout for name in tensors) and not everything.stderr
+
+
+def test_inspect_cuts_long_entries_on_the_screen_only():
+    lines = driftrae("inspect", "shapes-rae").stdout.splitlines()
+    [config] = [line.strip() for line in lines if line.startswith("config")]
+    assert config.endswith("characters; see --json)") and len(config) < 200
+
+
+def test_inspect_as_json():
+    result = driftrae("inspect", "shapes-rae", "--json", "--tensors")
+    shown = json.loads(result.stdout)
+    assert (shown["kind"], shown["layout"]) == ("rae", "driftrae")
+    assert len(shown["listed"]) == shown["tensors"]
+    entries = {entry["entry"]: entry["value"] for entry in shown["metadata"]}
+    assert entries["kind"] == "rae" and json.loads(entries["config"])["grid"] == 4

@@ -1,0 +1,198 @@
+"""Pictures in tar files, written by Python's tarfile, whole and damaged."""
+
+import io
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from driftrae_cli.data.sources import open_source
+from driftrae_cli.errors import DataError
+
+
+def shade(level: int, kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (16, 16), level).save(file, kind)
+    return file.getvalue()
+
+
+def write_tar(path: Path, members: Mapping[str, bytes], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(DataError) as caught:
+        open_source(str(path), 8)
+    return str(caught.value)
+
+
+PAIRS = {
+    "a/000.png": shade(10),
+    "a/000.cls": b"1\n",
+    "a/000.json": b"{}",
+    "a/001.cls": b"0",
+    "a/001.JPG": shade(20, "JPEG"),
+    "a/001.seg.png": shade(99),
+    "a/._001.png": b"x",
+    "b/000.webp": shade(30, "WEBP"),
+    "b/000.cls": b" 1",
+}
+
+
+def test_keys_pair_pictures_with_class_numbers(tmp_path: Path) -> None:
+    source = open_source(str(write_tar(tmp_path / "x.tar", PAIRS)), 8)
+    assert source.labels.tolist() == [1, 0, 1]
+    assert (source.class_names, source.numbered) == (("0", "1"), True)
+    levels = [int(source.read(row)[0, 0, 0]) for row in range(3)]
+    assert levels == pytest.approx([10, 20, 30], abs=2)
+    assert source.name(1) == f"{tmp_path}/x.tar: a/001.JPG"
+
+
+def test_members_of_a_key_may_lie_apart(tmp_path: Path) -> None:
+    apart = {name: PAIRS[name] for name in sorted(PAIRS, key=lambda name: name.endswith(".cls"))}
+    source = open_source(str(write_tar(tmp_path / "x.tar", apart)), 8)
+    assert source.labels.tolist() == [1, 0, 1]
+
+
+def test_a_folder_of_tars_is_one_source(tmp_path: Path) -> None:
+    for number in (1, 0):
+        pair = {"k.png": shade(number), "k.cls": str(number).encode()}
+        write_tar(tmp_path / f"{number}.tar", pair)
+    (tmp_path / "README.md").write_text("x")
+    source = open_source(str(tmp_path), 8)
+    assert [int(source.read(row)[0, 0, 0]) for row in range(2)] == [0, 1]
+    assert source.name(1) == f"{tmp_path}/1.tar: k.png"
+
+
+@pytest.mark.parametrize("name", ["n01440764", "x.jpg", "x.parquet"])
+def test_data_beside_tars_are_not_lost(tmp_path: Path, name: str) -> None:
+    write_tar(tmp_path / "x.tar", PAIRS)
+    (tmp_path / name).mkdir() if "." not in name else (tmp_path / name).write_bytes(b"x")
+    assert refusal(tmp_path).startswith(f"{tmp_path}: holds .tar files and other data ({name});")
+
+
+def test_per_class_takes_the_first_of_every_class(tmp_path: Path) -> None:
+    source = open_source(str(write_tar(tmp_path / "x.tar", PAIRS)), 8, per_class=1)
+    assert source.labels.tolist() == [1, 0]
+    assert source.name(0).endswith(": a/000.png")
+
+
+def test_long_names_and_pax_headers_do_no_harm(tmp_path: Path) -> None:
+    key = "a" * 150 + "/ü" + "b" * 80
+    path = write_tar(tmp_path / "x.tar", {f"{key}.png": shade(7), f"{key}.cls": b"0"})
+    source = open_source(str(path), 8)
+    assert source.name(0).endswith(f": {key}.png")
+    assert int(source.read(0)[0, 0, 0]) == 7
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"a/000.cls": None}, "x.tar: pictures without a class number: a/000.png; put one into"),
+        ({"a/000.png": None}, "x.tar: class numbers (.cls) without a picture: a/000; pictures are"),
+        ({"a/000.cls": b"cat"}, "x.tar: a/000.cls: holds no class number but 'cat'"),
+        ({"a/000.cls": b"-1"}, "a/000.cls: holds no class number but '-1'"),
+        ({"a/000.cls": b""}, "a/000.cls: holds no class number but ''"),
+        ({"a/000.cls": b"1" * 40}, "a/000.cls: holds no class number"),
+        ({"a/000.jpg": b"x"}, "x.tar: two pictures with the key a/000; every picture needs"),
+        (
+            {"a/000.cls": b"20"},
+            "no pictures of class 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 8 more, though class "
+            "numbers go up to 20",
+        ),
+    ],
+)
+def test_tars_that_do_not_pair(
+    tmp_path: Path, changes: Mapping[str, bytes | None], said: str
+) -> None:
+    members = {**PAIRS, **changes}
+    kept = {name: content for name, content in members.items() if content is not None}
+    assert said in refusal(write_tar(tmp_path / "x.tar", kept))
+
+
+def test_a_tar_without_pictures(tmp_path: Path) -> None:
+    assert "x.tar: holds no pictures" in refusal(write_tar(tmp_path / "x.tar", {"a.txt": b"x"}))
+
+
+def test_an_unreadable_member_is_named_when_it_is_read(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", {**PAIRS, "a/001.JPG": shade(20, "JPEG")[:200]})
+    source = open_source(str(path), 8)
+    with pytest.raises(DataError, match=r"x\.tar: a/001\.JPG: not a readable picture \("):
+        source.read(1)
+
+
+def test_a_link_in_a_tar_is_an_unreadable_picture(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", PAIRS)
+    with tarfile.open(path, "a") as tar:
+        link = tarfile.TarInfo("c.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "a/000.png"
+        tar.addfile(link)
+        number = tarfile.TarInfo("c.cls")
+        number.size = 1
+        tar.addfile(number, io.BytesIO(b"0"))
+    source = open_source(str(path), 8)
+    assert len(source) == 4
+    with pytest.raises(DataError, match=r"c\.png: the file is empty"):
+        source.read(3)
+
+
+@pytest.mark.parametrize("kept", [700, 1024, 2560, -10_000])
+def test_a_tar_that_is_cut_off_is_refused_wherever_it_was_cut(tmp_path: Path, kept: int) -> None:
+    path = write_tar(tmp_path / "x.tar", PAIRS)
+    path.write_bytes(path.read_bytes()[:kept])
+    said = refusal(path)
+    assert said.startswith(f"{path}: not an uncompressed tar file, or a damaged one (")
+    assert said.endswith("copy it again, or unpack and pack it again")
+
+
+def test_a_damaged_header_does_not_hide_what_follows(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", PAIRS)
+    content = bytearray(path.read_bytes())
+    place = content.index(b"a/001.JPG")
+    content[place : place + 4] = b"\1\2\3\4"
+    path.write_bytes(content)
+    assert f"(no member begins at byte {place})" in refusal(path)
+
+
+def test_joined_tars_are_not_read_half(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", PAIRS)
+    path.write_bytes(path.read_bytes() * 2)
+    assert "no member begins at byte" in refusal(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"no tar at all " * 100])
+def test_what_is_no_tar_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.tar").write_bytes(content)
+    assert "x.tar: not an uncompressed tar file" in refusal(tmp_path / "x.tar")
+
+
+def test_a_compressed_tar_is_refused(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", PAIRS, "w:gz")
+    assert "x.tar: not an uncompressed tar file" in refusal(path)
+
+
+def test_a_tar_that_became_shorter_is_noticed(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", PAIRS)
+    source = open_source(str(path), 8)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DataError, match=r"a/000\.png: the tar file has become shorter"):
+        source.read(0)
+    path.unlink()
+    with pytest.raises(DataError, match=r"a/000.png: cannot be read \(No such file"):
+        source.read(0)
+
+
+def test_the_fingerprint_covers_names_sizes_and_classes(tmp_path: Path) -> None:
+    changes: list[dict[str, bytes]] = [{}, {"a/000.png": shade(10) + b"x"}, {"a/000.cls": b"0"}]
+    found = [
+        open_source(str(write_tar(tmp_path / "x.tar", {**PAIRS, **change})), 8).fingerprint
+        for change in changes
+    ]
+    assert len(set(found)) == 3

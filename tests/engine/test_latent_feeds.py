@@ -1,0 +1,157 @@
+"""Memory, cache and stream give a step the same latents, whatever works ahead."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from driftrae_cli.config.schema import DataConfig
+from driftrae_cli.data.shapes import CLASS_NAMES, render
+from driftrae_cli.engine.encode import encode
+from driftrae_cli.engine.latent_data import OpenData, open_data, prepare_latents
+from driftrae_cli.engine.latent_feeds import LatentData, MemoryLatents, StreamedLatents
+from driftrae_cli.engine.load import load_rae
+from driftrae_cli.engine.report import NullReporter
+from driftrae_cli.errors import DataError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve pictures of each of ten classes."""
+    place = tmp_path_factory.mktemp("pictures")
+    images, labels = render(range(120), seed=0)
+    for k, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+        (place / CLASS_NAMES[label]).mkdir(exist_ok=True)
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((80, 70))
+        picture.save(place / CLASS_NAMES[label] / f"{k:04d}.png")
+    return place
+
+
+def _rows(step: int) -> torch.Tensor:
+    return torch.randperm(120, generator=torch.Generator().manual_seed(step))[:70]
+
+
+def _prepared(config: DataConfig) -> LatentData:
+    rae = load_rae("shapes-rae", CPU)
+    data = open_data(config, rae)
+    return prepare_latents(
+        data, data.labels, data.class_names, config, rae, CPU, "float32", NullReporter()
+    )
+
+
+def _steps(data: LatentData, steps: list[int], total: int = 6) -> list[torch.Tensor]:
+    with data.feed(_rows, total) as feed:
+        return [feed(step) for step in steps]
+
+
+@pytest.fixture(scope="module")
+def in_memory(folder: Path) -> LatentData:
+    data = _prepared(DataConfig(source=str(folder)))
+    assert isinstance(data, MemoryLatents)
+    return data
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_equals_memory(folder: Path, in_memory: LatentData, workers: int) -> None:
+    streamed = _prepared(DataConfig(source=str(folder), latents="stream", workers=workers))
+    assert isinstance(streamed, StreamedLatents)
+    for one, other in zip(
+        _steps(in_memory, [0, 1, 2, 5]), _steps(streamed, [0, 1, 2, 5]), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_a_stream_does_not_depend_on_its_workers_nor_on_where_it_began(folder: Path) -> None:
+    config = DataConfig(source=str(folder), latents="stream", workers=0)
+    whole = _steps(_prepared(config), [0, 1, 2, 3])
+    late = _steps(_prepared(replace(config, workers=2)), [2, 3])
+    assert all(torch.equal(a, b) for a, b in zip(whole[2:], late, strict=True))
+
+
+def test_a_cache_equals_memory(folder: Path, in_memory: LatentData, tmp_path: Path) -> None:
+    encode(
+        DataConfig(source=str(folder)), "shapes-rae", tmp_path / "c",
+        dtype="float16", reporter=NullReporter(), device="cpu",
+    )  # fmt: skip
+    cached = _prepared(DataConfig(source=str(tmp_path / "c")))
+    assert cached.class_names == in_memory.class_names
+    assert torch.equal(cached.labels, in_memory.labels)
+    for one, other in zip(_steps(in_memory, [0, 3, 5]), _steps(cached, [0, 3, 5]), strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-3, atol=1e-4)
+
+
+def test_steps_of_a_cache_are_read_ahead_but_never_behind_the_last(tmp_path: Path) -> None:
+    encode(
+        DataConfig(source="shapes", per_class=2), "shapes-rae", tmp_path / "c",
+        dtype="bf16", reporter=NullReporter(), device="cpu",
+    )  # fmt: skip
+    cached, asked = _prepared(DataConfig(source=str(tmp_path / "c"))), list[int]()
+
+    def rows(step: int) -> torch.Tensor:
+        asked.append(step)
+        return torch.tensor([step])
+
+    with cached.feed(rows, 3) as feed:
+        for step in range(3):
+            feed(step)
+    assert asked == [0, 1, 2]
+
+
+def test_mirrored_pictures_are_rows_of_their_own(folder: Path) -> None:
+    config = DataConfig(source=str(folder), flip=True)
+    data = _prepared(config)
+    assert len(data.labels) == 240 and torch.equal(data.labels[:120], data.labels[120:])
+    with data.feed(lambda step: torch.tensor([7, 127]), 1) as feed:
+        plain, mirrored = feed(0)
+    streamed = _prepared(replace(config, latents="stream"))
+    with streamed.feed(lambda step: torch.tensor([127, 7]), 1) as feed:
+        torch.testing.assert_close(feed(0), torch.stack([mirrored, plain]), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(plain, mirrored, atol=0.1)
+
+
+def _with_damage(folder: Path, copy: Path, damaged: Callable[[Path], bool]) -> Path:
+    for path in sorted(folder.rglob("*.png")):
+        place = copy / path.relative_to(folder)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(b"text" if damaged(path) else path.read_bytes())
+    return copy
+
+
+def test_a_bad_picture_is_left_out_of_memory_and_replaced_in_a_stream(
+    folder: Path, tmp_path: Path
+) -> None:
+    names = sorted(p.name for p in (folder / "star").iterdir())
+    copy = _with_damage(folder, tmp_path / "p", lambda p: p.name == names[0])
+    config = DataConfig(source=str(copy))
+    kept = _prepared(config)
+    assert torch.bincount(kept.labels).sort().values.tolist() == [11] + [12] * 9
+    streamed = _prepared(replace(config, latents="stream"))
+    first = streamed.class_names.index("star") * 12
+    with streamed.feed(lambda step: torch.tensor([first, first + 1]), 1) as feed:
+        one, next_of_the_class = feed(0)
+    assert torch.equal(one, next_of_the_class)
+    with pytest.raises(DataError, match="not a readable picture"):
+        _prepared(replace(config, max_bad=0))
+
+
+def test_large_sets_are_streamed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = 120 * 64 * 4 * 4 * 4
+    for limit, kind in ((size, MemoryLatents), (size - 1, StreamedLatents)):
+        monkeypatch.setattr("driftrae_cli.engine.latent_data._MEMORY_LIMIT", limit)
+        assert isinstance(_prepared(DataConfig(source=str(folder))), kind)
+
+
+def test_data_is_looked_at_before_it_is_read(folder: Path, tmp_path: Path) -> None:
+    rae = load_rae("shapes-rae", CPU)
+    copy = _with_damage(folder, tmp_path / "p", lambda p: True)
+    data = open_data(DataConfig(source=str(copy)), rae)
+    assert isinstance(data, OpenData) and len(data.labels) == 120
+    assert data.class_names == tuple(sorted(CLASS_NAMES)) and not data.numbered
+    renamed = next((copy / "disc").iterdir())
+    renamed.rename(renamed.with_name("other.png"))
+    assert open_data(DataConfig(source=str(copy)), rae).fingerprint != data.fingerprint

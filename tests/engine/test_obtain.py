@@ -1,0 +1,320 @@
+"""Any reference becomes a file of ours; what others wrote is converted once."""
+
+import json
+import threading
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from driftrae_cli.engine import obtain as module
+from driftrae_cli.engine.catalogue import KNOWN, Known, Part
+from driftrae_cli.engine.load import load_flow, load_rae
+from driftrae_cli.engine.obtain import cache_folder, fetch, model_name, obtain, own_header
+from driftrae_cli.engine.report import NullReporter
+from driftrae_cli.errors import HubError, OutputError, WeightsError
+from driftrae_cli.hub import BUILT_IN
+from driftrae_cli.models.decoder import DecoderConfig, ViTDecoder
+from driftrae_cli.models.ditdh import DiTDH, DiTDHConfig
+from driftrae_cli.models.encoder import EncoderConfig, ViTEncoder
+from driftrae_cli.models.weights import load_model, read_tensors, save_model, write_tensors
+
+CPU = torch.device("cpu")
+_TEACHER = DiTDHConfig(2, 24, (16, 32), (2, 1), (2, 4), num_classes=3)
+_ENCODER = EncoderConfig(24, 1, 2, 2.0, 8, 32, registers=1, layer_scale=0.5)
+_DECODER = DecoderConfig(24, 768, 1, 12, 40, patch_size=4, num_tokens=4)  # 12 heads: by width
+
+
+class Listener(NullReporter):
+    def __init__(self):
+        self.heard = []
+
+    def message(self, text):
+        self.heard.append(text)
+
+
+@pytest.fixture
+def reporter():
+    return Listener()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DRIFTRAE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def pickled(state, path):
+    torch.save(state, path)
+    return path.read_bytes()
+
+
+def teacher_state(seed=0):
+    torch.manual_seed(seed)
+    model = DiTDH(_TEACHER)
+    return {name: torch.randn_like(tensor) for name, tensor in model.state_dict().items()}
+
+
+@pytest.fixture
+def teacher_pt(tmp_path):
+    pickled(teacher_state(), tmp_path / "stage2_model.pt")
+    return tmp_path / "stage2_model.pt"
+
+
+def refusal(reference, kind=WeightsError):
+    with pytest.raises(kind) as caught:
+        obtain(str(reference), NullReporter())
+    return str(caught.value)
+
+
+def test_cache_folder(monkeypatch, tmp_path):
+    assert cache_folder() == tmp_path / "cache"
+    monkeypatch.delenv("DRIFTRAE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert str(cache_folder()) == "/x/driftrae"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert str(cache_folder()) == "/home/me/.cache/driftrae"
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_files_of_ours_pass_through(reporter, name):
+    assert obtain(name, reporter).path == BUILT_IN[name]
+    assert obtain(str(BUILT_IN[name]), reporter).path == BUILT_IN[name]
+    assert reporter.heard == []
+
+
+def test_a_run_directory_stands_for_its_model(tmp_path, reporter):
+    for name in ("rae", "teacher"):
+        (tmp_path / f"{name}.safetensors").write_bytes(BUILT_IN[f"shapes-{name}"].read_bytes())
+    assert obtain(str(tmp_path), reporter).path.name == "teacher.safetensors"
+
+
+def test_a_published_file_is_converted_once(teacher_pt, cache, reporter):
+    found = obtain(str(teacher_pt), reporter)
+    assert reporter.heard == [f"converting {teacher_pt} into {found.path}, once"]
+    assert found.path.parent == cache
+    assert found.path.name.startswith("stage2_model-")
+    tensors = load_model(found.path).model.state_dict()
+    assert all(torch.equal(tensors[name], t) for name, t in teacher_state().items())
+    before = found.path.stat().st_mtime_ns
+    again = obtain(str(teacher_pt), reporter)
+    assert (again.path, again.path.stat().st_mtime_ns) == (found.path, before)
+    assert len(reporter.heard) == 1
+    assert load_flow(str(teacher_pt), CPU).role == "teacher"
+
+
+def test_changed_sources_and_formats_give_a_new_file(teacher_pt, reporter, monkeypatch):
+    first = obtain(str(teacher_pt), reporter)
+    pickled(teacher_state(seed=1), teacher_pt)
+    second = obtain(str(teacher_pt), reporter)
+    assert second.path != first.path
+    assert second.sha256 != first.sha256
+    monkeypatch.setattr(module, "_CONVERSION", 2)
+    assert obtain(str(teacher_pt), reporter).path not in (first.path, second.path)
+
+
+def test_two_at_once_do_no_harm(teacher_pt, cache, monkeypatch):
+    """Both find that there is no such file, and both write it."""
+    real, both = module.convert_files, threading.Barrier(2, timeout=30)
+
+    def convert(source, target, **options):
+        both.wait()
+        with lock:  # processes have partial files of their own, threads do not
+            return real(source, target, **options)
+
+    lock = threading.Lock()
+    monkeypatch.setattr(module, "convert_files", convert)
+    found = []
+    threads = [
+        threading.Thread(target=lambda: found.append(obtain(str(teacher_pt), NullReporter())))
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found[0].path == found[1].path
+    assert list(cache.iterdir()) == [found[0].path]
+    load_model(found[0].path)
+
+
+def test_an_interrupted_conversion_leaves_nothing(teacher_pt, cache, monkeypatch):
+    from driftrae_cli.models import weights
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(weights, "save_file", full)
+    text = refusal(teacher_pt, OutputError)
+    assert "cannot be written (No space left on device)" in text
+    assert text.endswith("DRIFTRAE_CACHE names another folder for it.")
+    assert list(cache.iterdir()) == []
+
+
+def test_what_cannot_be_read_is_named_as_it_was_given(tmp_path, stand_in):
+    (tmp_path / "words.pt").write_text("words")
+    assert refusal(tmp_path / "words.pt").startswith(f"{tmp_path / 'words.pt'}: ")
+    stand_in.repos["org/words"] = {"words.pt": b"words"}
+    assert refusal("hf://org/words/words.pt").startswith("hf://org/words/words.pt: ")
+    (tmp_path / "empty").mkdir()
+    assert refusal(tmp_path / "empty") == (
+        f"{tmp_path / 'empty'}: is a folder; name a file (weights in it: none)"
+    )
+
+
+def test_a_folder_of_many_is_refused_before_it_is_read(tmp_path):
+    for name in ("a.pt", "b.pt"):
+        (tmp_path / name).touch()
+    assert refusal(tmp_path) == f"{tmp_path}: is a folder; name a file (weights in it: a.pt, b.pt)"
+
+
+def test_a_name_that_is_nearly_known():
+    assert "Did you mean ditdh-xl-256?" in refusal("ditdh-xl-257")
+
+
+@pytest.fixture
+def published(stand_in, tmp_path, monkeypatch):
+    """A teacher and an autoencoder that go by names, on the Hub."""
+    torch.manual_seed(0)
+    encoder, decoder = ViTEncoder(_ENCODER), ViTDecoder(_DECODER)
+    save_model(tmp_path / "e.safetensors", encoder, "encoder", _ENCODER)
+    mean, var = torch.randn(24, 2, 2), torch.rand(24, 2, 2)
+    stand_in.repos["org/encoder"] = {
+        "config.json": b"{}",
+        "model.safetensors": (tmp_path / "e.safetensors").read_bytes(),
+    }
+    stand_in.repos["org/files"] = {
+        "dec/model.pt": pickled(decoder.state_dict(), tmp_path / "d.pt"),
+        "stat.pt": pickled({"mean": mean, "var": var}, tmp_path / "s.pt"),
+        "DiT/stage2_model.pt": pickled({"ema": teacher_state()}, tmp_path / "t.pt"),
+    }
+    rae = Known(
+        "a-rae",
+        "rae",
+        Part("org/files", "dec/model.pt", "MIT"),
+        encoder=Part("org/encoder", "", "Apache-2.0"),
+        statistics=Part("org/files", "stat.pt", "MIT"),
+        input_size=16,
+    )
+    flow = Known("a-flow", "ditdh", Part("org/files", "DiT/stage2_model.pt", "MIT"), rae="a-rae")
+    for known in (rae, flow):
+        monkeypatch.setitem(KNOWN, known.name, known)
+    return stand_in
+
+
+def test_known_teacher_with_its_autoencoder(published, reporter):
+    flow = load_flow("a-flow", CPU, reporter)
+    assert (flow.role, flow.rae, flow.shift) == ("teacher", "a-rae", 1.0)
+    header = own_header(obtain("a-flow", reporter).path)
+    assert header["source"] == "hf://org/files/DiT/stage2_model.pt"
+    assert header["licence"] == "MIT"
+    rae = load_rae(flow.rae, CPU, reporter)
+    assert rae.latent_shape == (24, 2, 2)
+    assert rae.config.input_size == 16
+    assert rae.decode(torch.zeros(1, 24, 2, 2)).shape == (1, 3, 8, 8)
+    header = own_header(obtain("a-rae", reporter).path)
+    assert header["licence"] == "encoder: Apache-2.0; decoder and statistics: MIT"
+    assert len(json.loads(header["source_sha256"])) == 3
+    assert len(reporter.heard) == 2
+
+
+def test_known_models_are_there_offline(published, reporter, monkeypatch):
+    from huggingface_hub import constants
+
+    first = obtain("a-rae", reporter)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert obtain("a-rae", reporter).path == first.path
+    assert "hf://org/files/DiT/stage2_model.pt: is not in the cache" in refusal("a-flow", HubError)
+
+
+def test_a_damaged_download_is_not_converted(published, cache):
+    from driftrae_cli.hub import locate
+
+    blob = locate("hf://org/files/DiT/stage2_model.pt").resolve()
+    blob.write_bytes(blob.read_bytes()[:-1])
+    assert f"Delete {blob} and run again." in refusal("a-flow", HubError)
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("reference", ["hf://org/files/DiT/stage2_model.pt", "hf://org/encoder"])
+def test_references_to_the_hub(published, reporter, reference):
+    found = obtain(reference, reporter)
+    assert own_header(found.path)["kind"] == ("encoder" if "encoder" in reference else "ditdh")
+
+
+@pytest.fixture
+def student(stand_in, tmp_path):
+    """A repository with a student whose autoencoder is beside it."""
+    tensors, header = read_tensors(BUILT_IN["shapes-student"])
+    write_tensors(tmp_path / "s.safetensors", tensors, header | {"rae": "rae.safetensors"})
+    stand_in.repos["me/my-student"] = {
+        "README.md": b"words",
+        "config.yaml": b"kind: distill",
+        "student.safetensors": (tmp_path / "s.safetensors").read_bytes(),
+        "rae.safetensors": BUILT_IN["shapes-rae"].read_bytes(),
+    }
+    return stand_in.repos["me/my-student"]
+
+
+@pytest.mark.parametrize(
+    "reference",
+    ["hf://me/my-student", "hf://me/my-student@v1", "hf://me/my-student/student.safetensors"],
+)
+def test_a_student_on_the_hub(student, reporter, reference):
+    found = obtain(reference, reporter)
+    assert found.path.read_bytes() == student["student.safetensors"]
+    assert found.sha256 == found.expected_sha256
+    flow = load_flow(reference, CPU)
+    assert flow.role == "student"
+    assert load_rae(flow.rae, CPU).latent_shape == (64, 4, 4)
+    assert reporter.heard == []
+
+
+def test_a_student_without_its_autoencoder_can_be_had(student, reporter):
+    del student["rae.safetensors"]
+    assert obtain("hf://me/my-student/student.safetensors", reporter).path.is_file()
+
+
+def test_fetch(published, reporter, tmp_path):
+    found = fetch("a-flow", out=None, overwrite=False, reporter=reporter)
+    assert (found.kind, found.licence) == ("ditdh", "MIT")
+    assert found.source == "hf://org/files/DiT/stage2_model.pt"
+    copy = fetch("a-flow", out=tmp_path / "to", overwrite=False, reporter=reporter)
+    assert copy.path == str(tmp_path / "to" / "a-flow.safetensors")
+    assert (copy.sha256, copy.size) == (found.sha256, found.size)
+    with pytest.raises(OutputError, match="exists already; add --overwrite"):
+        fetch("a-flow", out=tmp_path / "to", overwrite=False, reporter=reporter)
+    assert fetch("a-flow", out=tmp_path / "to", overwrite=True, reporter=reporter) == copy
+
+
+def test_fetch_brings_the_autoencoder_along(student, reporter, tmp_path):
+    found = fetch("hf://me/my-student", out=tmp_path / "to", overwrite=False, reporter=reporter)
+    assert found.path == str(tmp_path / "to" / "my-student.safetensors")
+    assert found.source == "hf://me/my-student"
+    assert load_rae(load_flow(found.path, CPU).rae, CPU).latent_shape == (64, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("reference", "name"),
+    [
+        ("hf://org/repo", "repo"),
+        ("hf://org/repo@v1.2", "repo"),
+        ("hf://org/repo/a/x.y.safetensors@v1", "x.y"),
+        ("some/where/m.pt", "m"),
+        ("ditdh-xl-256", "ditdh-xl-256"),
+        ("a b\u00e9.pt", "a-b-"),
+        ("x" * 300, "x" * 60),
+    ],
+)
+def test_model_name(reference, name):
+    assert model_name(reference) == name
+
+
+def test_the_header_alone_tells_files_of_ours(tmp_path):
+    assert own_header(BUILT_IN["shapes-rae"])["kind"] == "rae"
+    (tmp_path / "others.safetensors").write_bytes(save({"x": torch.zeros(1)}))
+    assert own_header(tmp_path / "others.safetensors") is None
+    assert own_header(tmp_path / "absent") is None
+    (tmp_path / "cut").write_bytes(BUILT_IN["shapes-rae"].read_bytes()[:100])
+    assert own_header(tmp_path / "cut") is None

@@ -1,0 +1,352 @@
+"""What is refused of published weights, and how; that they are read right, tests/parity says."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from driftrae_cli.errors import WeightsError
+from driftrae_cli.models.decoder import DecoderConfig, ViTDecoder
+from driftrae_cli.models.ditdh import DiTDH, DiTDHConfig
+from driftrae_cli.models.encoder import EncoderConfig, ViTEncoder
+from driftrae_cli.models.feature_net import FeatureNet, FeatureNetConfig
+from driftrae_cli.models.published import Statistics, assemble_rae, read_published
+from driftrae_cli.models.statistics import save_statistics
+from driftrae_cli.models.weights import save_model
+
+_TEACHER = DiTDHConfig(4, 6, (16, 32), (3, 2), (2, 4), num_classes=7)
+_ENCODER = EncoderConfig(24, 2, 2, 2.0, 8, 32, registers=1, layer_scale=0.5)
+_DECODER = DecoderConfig(24, 16, 2, 2, 40, patch_size=4, num_tokens=16)
+
+
+def _state(network, config):
+    torch.manual_seed(0)
+    return dict(network(config).state_dict())
+
+
+def _refusal(path, **options):
+    with pytest.raises(WeightsError) as caught:
+        read_published(path, **options)
+    return str(caught.value)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Function from a state to its file."""
+
+    def save(state):
+        save_file(state, tmp_path / "m.safetensors")
+        return tmp_path / "m.safetensors"
+
+    return save
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        _TEACHER,
+        dataclasses.replace(_TEACHER, mlp_ratio=2.5),
+        dataclasses.replace(_TEACHER, mlp_ratio=3.25, patch_size=2),
+        dataclasses.replace(_TEACHER, hidden_size=(32, 16), num_heads=(4, 1), depth=(1, 4)),
+    ],
+)
+def test_config_of_a_teacher_is_read_off_its_tensors(saved, config):
+    assert read_published(saved(_state(DiTDH, config))).content.config == config
+
+
+@pytest.mark.parametrize(
+    "config", [_DECODER, dataclasses.replace(_DECODER, width=768, depth=1, heads=12)]
+)
+def test_config_of_a_decoder_is_read_off_its_tensors(saved, config):
+    heads = None if config.width == 768 else config.heads
+    assert read_published(saved(_state(ViTDecoder, config)), heads=heads).content.config == config
+
+
+@pytest.mark.parametrize("inner", [3072, 4304, 4303, 101])
+@pytest.mark.parametrize("width", [1152, 768, 192])
+def test_every_feed_forward_width_has_a_ratio(width, inner):
+    from driftrae_cli.models.inferred import _ratio
+
+    assert int(width * _ratio(width, inner)) == inner
+
+
+@pytest.mark.parametrize(("width", "heads"), [(768, 12), (1024, 16), (1152, 16), (1280, 16)])
+def test_heads_of_encoders_that_do_not_tell(saved, width, heads):
+    config = EncoderConfig(width, 1, heads, 1 / 16, 8, 8, 4, layer_scale=1.0)
+    state = ViTEncoder(config).vit.state_dict()
+    assert read_published(saved(state)).content.config.heads == heads
+
+
+@pytest.mark.parametrize("kind", ["ditdh", "encoder", "decoder", "feature-net"])
+def test_own_files(tmp_path, kind):
+    network, config = {
+        "ditdh": (DiTDH, _TEACHER),
+        "encoder": (ViTEncoder, _ENCODER),
+        "decoder": (ViTDecoder, _DECODER),
+        "feature-net": (FeatureNet, FeatureNetConfig(widths=(8, 16), num_classes=3)),
+    }[kind]
+    model = network(config)
+    save_model(tmp_path / "m.safetensors", model, kind, config, {"role": "x"})
+    found = read_published(tmp_path / "m.safetensors")
+    assert (found.kind, found.layout, found.metadata) == (kind, "driftrae", {"role": "x"})
+    for name, tensor in found.content.state_dict().items():
+        assert tensor.equal(model.state_dict()[name])
+    assert "leave --heads 2 out" in _refusal(tmp_path / "m.safetensors", heads=2)
+
+
+def test_own_statistics(tmp_path):
+    saved = Statistics(torch.randn(3, 2, 2), None)
+    save_statistics(tmp_path / "s.safetensors", saved, {"pictures": "9"})
+    found = read_published(tmp_path / "s.safetensors")
+    assert (found.kind, found.latent, found.metadata) == (
+        "statistics",
+        (3, 2, 2),
+        {"pictures": "9"},
+    )
+    assert found.content.mean.equal(saved.mean) and found.content.var is None
+
+
+def test_every_misfit_is_listed(saved):
+    state = _state(DiTDH, _TEACHER)
+    state["blocks.0.norm1.wieght"] = state.pop("blocks.4.norm2.weight")
+    state["s_projector.bias"] = torch.zeros(5)
+    text = _refusal(saved(state))
+    assert text.startswith(
+        f"{saved(state)}: does not fit DiTDH\n  missing (1):\n    blocks.4.norm2"
+    )
+    assert "unexpected (1):\n    blocks.0.norm1.wieght" in text
+    assert "s_projector.bias (file 5, network 32)" in text
+
+
+@pytest.mark.parametrize(
+    ("lost", "text"),
+    [
+        ("pos_embed", "lacks pos_embed, which says how large the network is"),
+        ("enc_feat_rope.freqs_cos", "lacks enc_feat_rope.freqs_cos"),
+        ("blocks.1.norm1.weight", "lacks blocks.1.norm1.weight"),
+    ],
+)
+def test_tensors_that_the_config_is_read_from(saved, lost, text):
+    state = _state(DiTDH, _TEACHER)
+    del state[lost]
+    assert text in _refusal(saved(state))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "text"),
+    [
+        ("pos_embed", (1, 15, 16), "pos_embed has 15 positions, which are no square grid"),
+        ("pos_embed", (16, 16), "pos_embed is 16x16, not a tensor of 3 dimensions"),
+        ("pos_embed", (1, 16, 20), "the widths of its blocks (16, 16, 16, 32, 32) are not some of"),
+        ("blocks.3.mlp.w3.weight", (32, 3), "feed-forward layers of 42 and 3 do not belong"),
+        ("enc_feat_rope.freqs_cos", (16, 6), "freqs_cos (file 16x6, network 16x8)"),
+        ("enc_feat_rope.freqs_cos", (16, 0), "freqs_cos is 16x0, not a tensor of 2"),
+    ],
+)
+def test_teachers_of_odd_sizes(saved, name, shape, text):
+    assert text in _refusal(saved(_state(DiTDH, _TEACHER) | {name: torch.zeros(shape)}))
+
+
+def test_teacher_whose_parts_are_equally_wide(saved):
+    config = dataclasses.replace(_TEACHER, hidden_size=(16, 16))
+    text = _refusal(saved(_state(DiTDH, config)))
+    assert "are both 16 wide, so the file does not tell how many of its blocks" in text
+
+
+@pytest.mark.parametrize(
+    ("heads", "text"),
+    [(None, "Give them with --heads."), (3, "width 16 must be a multiple of heads (3)")],
+)
+def test_heads_of_a_decoder(saved, heads, text):
+    assert text in _refusal(saved(_state(ViTDecoder, _DECODER)), heads=heads)
+
+
+def test_unknown_tensors(saved):
+    text = _refusal(saved({"conv.weight": torch.zeros(2), "conv.bias": torch.zeros(2)}))
+    assert "2 tensors of no layout that driftrae knows (conv.bias, conv.weight, ...)" in text
+
+
+def test_wrappers_that_hide_two_tensors_of_one_name(saved):
+    state = _state(DiTDH, _TEACHER)
+    state["module.pos_embed"] = state["pos_embed"].clone()
+    assert "differ in module. or _orig_mod. only" in _refusal(saved(state))
+
+
+@pytest.mark.parametrize(
+    ("statistics", "text"),
+    [
+        ({"mean": None, "var": None}, "neither a mean nor a variance"),
+        ({"var": torch.ones(3)}, "are channels x rows x columns, and here var 3"),
+        ({"mean": torch.ones(3, 2, 2), "var": torch.ones(3, 4, 4)}, "mean 3x2x2, var 3x4x4"),
+        ({"var": -torch.ones(3, 2, 2)}, "its variance has negative values"),
+        ({"var": torch.full((3, 2, 2), torch.nan)}, "values that are not finite"),
+    ],
+)
+def test_statistics_that_are_none(tmp_path, statistics, text):
+    torch.save(statistics, tmp_path / "stat.pt")
+    assert text in _refusal(tmp_path / "stat.pt")
+
+
+@pytest.mark.parametrize("class_token", [True, False])
+def test_pixel_statistics_follow_the_family(class_token):
+    encoder = ViTEncoder(dataclasses.replace(_ENCODER, class_token=class_token))
+    rae = assemble_rae(encoder, ViTDecoder(_DECODER), None, None)
+    assert rae.config.image_mean == ((0.485, 0.456, 0.406) if class_token else (0.5, 0.5, 0.5))
+
+
+def test_input_size_that_is_no_multiple_of_the_patches():
+    with pytest.raises(WeightsError, match="image_size 33 is not a multiple of patch_size 8"):
+        assemble_rae(ViTEncoder(_ENCODER), ViTDecoder(_DECODER), None, 33)
+
+
+# Folders
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A small encoder as transformers writes it, in shards."""
+    import transformers
+
+    config = transformers.ViTMAEConfig(
+        hidden_size=32, num_attention_heads=2, num_hidden_layers=2, intermediate_size=32,
+        image_size=32,
+    )  # fmt: skip
+    transformers.ViTMAEModel(config).save_pretrained(tmp_path, max_shard_size="20KB")
+    return tmp_path
+
+
+def _change(path, **entries):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
+
+
+def test_index_and_folder_are_the_same(folder):
+    index = read_published(folder / "model.safetensors.index.json").content
+    assert index.config == read_published(folder).content.config
+
+
+def test_missing_shard(folder):
+    shard = sorted(folder.glob("*-of-*"))[1]
+    shard.unlink()
+    count = len(list(folder.glob("*-of-*"))) + 1
+    text = _refusal(folder)
+    assert f"1 of {count} files that it names are not there ({shard.name})" in text
+
+
+def test_shard_without_some_of_its_tensors(folder):
+    shard = next(p for p in folder.glob("*-of-*") if "layernorm_after" in str(load_file(p)))
+    state = load_file(shard)
+    lost = next(name for name in state if name.endswith("layernorm_after.bias"))
+    del state[lost]
+    save_file(state, shard)
+    assert "missing (1):\n    blocks." in _refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "weight_map", [None, {}, {"a": "../a"}, {"a": 3}, {"a": "/etc/passwd"}, ["a"]]
+)
+def test_damaged_index(folder, weight_map):
+    _change(folder / "model.safetensors.index.json", weight_map=weight_map)
+    assert "damaged (it names no files beside it)" in _refusal(folder)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "\udcff", "[" * 100_000])
+def test_damaged_config(folder, content):
+    (folder / "config.json").write_bytes(content.encode(errors="surrogateescape"))
+    assert f"{folder / 'config.json'}: damaged (" in _refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("entries", "text"),
+    [
+        ({"model_type": "vit"}, "its config.json says 'vit', its tensors look like MAE (vit_mae)"),
+        ({"hidden_act": "relu"}, "asks for the activation 'relu'; only gelu and gelu_pytorch_tanh"),
+        ({"layer_norm_eps": "x"}, "its config.json is damaged (layer_norm_eps 'x')"),
+        ({"num_attention_heads": 5}, "width 32 is not a multiple of 5 heads"),
+        ({"num_attention_heads": "x"}, "its config.json is damaged (num_attention_heads 'x')"),
+    ],
+)
+def test_configs_of_other_encoders(folder, entries, text):
+    _change(folder / "config.json", **entries)
+    assert text in _refusal(folder)
+
+
+def test_heads_against_the_config(folder):
+    assert read_published(folder, heads=2).content.config.heads == 2
+    assert "its config.json says 2 heads; leave --heads out" in _refusal(folder, heads=4)
+
+
+def test_folder_of_other_things(tmp_path):
+    assert "is a folder; name a file (weights in it: none)" in _refusal(tmp_path)
+    for name in ("a.safetensors", "b.pt"):
+        (tmp_path / name).touch()
+    assert "(weights in it: a.safetensors, b.pt)" in _refusal(tmp_path)
+
+
+def test_folder_with_one_file_of_ours(tmp_path):
+    save_model(tmp_path / "x.safetensors", DiTDH(_TEACHER), "ditdh", _TEACHER)
+    (tmp_path / "config.json").write_text("not ours")
+    assert read_published(tmp_path).kind == "ditdh"
+
+
+# diffusers
+
+
+@pytest.fixture
+def autoencoder(tmp_path):
+    """A small autoencoder as diffusers writes it."""
+    import diffusers
+
+    diffusers.AutoencoderRAE(
+        encoder_type="mae", encoder_hidden_size=64, encoder_patch_size=16,
+        encoder_num_hidden_layers=1, encoder_input_size=32, decoder_hidden_size=32,
+        decoder_num_hidden_layers=1, decoder_num_attention_heads=2,
+        decoder_intermediate_size=32, patch_size=4,
+    ).save_pretrained(tmp_path)  # fmt: skip
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("entries", "text"),
+    [
+        ({"encoder_type": "clip"}, "its encoder is 'clip', none of dinov2, siglip2, mae"),
+        ({"encoder_type": "siglip2"}, "does not fit"),
+        ({"encoder_type": None}, "its config.json lacks encoder_type, which has to be a name"),
+        ({"encoder_input_size": "x"}, "has 'x' as encoder_input_size, which has to be a positive"),
+        ({"encoder_input_size": 33}, "image_size 33 is not a multiple of patch_size 16"),
+        ({"decoder_num_attention_heads": True}, "has True as decoder_num_attention_heads"),
+        ({"decoder_num_attention_heads": 5}, "must be a multiple of heads (5)"),
+        ({"scaling_factor": -1.0}, "has -1.0 as scaling_factor, which has to be a positive number"),
+        ({"reshape_to_2d": False}, "its latents are sequences"),
+    ],
+)
+def test_damaged_configs_of_diffusers(autoencoder, entries, text):
+    _change(autoencoder / "config.json", **entries)
+    assert text in _refusal(autoencoder)
+
+
+def test_autoencoder_without_its_config(autoencoder):
+    (autoencoder / "config.json").unlink()
+    assert "without the config.json that belongs beside them" in _refusal(autoencoder)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"_latents_std": torch.ones(64, 3, 3)}, "_latents_std is 64x3x3, the latent 64x2x2"),
+        ({"_latents_std": -torch.ones(1)}, "_latents_std has values that are not positive"),
+        ({"encoder_mean": torch.ones(3)}, "encoder_mean is 3, not a tensor of 4 dimensions"),
+        ({"other": torch.ones(3)}, "does not fit AutoencoderRAE\n  unexpected (1):\n    other"),
+        ({"decoder.other": torch.ones(3)}, "unexpected (1):\n    other"),
+        ({"encoder.other": torch.ones(3)}, "unexpected (1):\n    other"),
+        ({"decoder.decoder_norm.bias": torch.ones(3)}, "decoder_norm.bias (file 3, network 32)"),
+        ({"decoder.decoder_norm.bias": None}, "missing (1):\n    decoder_norm.bias"),
+        ({"encoder_std": None}, "lacks encoder_std"),
+    ],
+)
+def test_misfits_of_diffusers(autoencoder, change, text):
+    file = autoencoder / "diffusion_pytorch_model.safetensors"
+    state = load_file(file) | change
+    save_file({name: tensor for name, tensor in state.items() if tensor is not None}, file)
+    assert text in _refusal(autoencoder)
