@@ -311,16 +311,26 @@ def _check_arrived(piece: Path, etag: str, name: str) -> None:
         ) from None
 
 
+def check_login(place: HubPlace) -> None:
+    """Before an upload to `place` is prepared.
+
+    Raises:
+        HubError: nobody is logged in.
+    """
+    from huggingface_hub import get_token
+
+    if not get_token():
+        raise HubError(f"{place}: uploading needs an account; {_LOG_IN} (a token that may write)")
+
+
 def upload(folder: Path, place: HubPlace, *, private: bool, message: str) -> str:
     """Make the repository if necessary and put all files of `folder` into it; its page.
 
     Raises:
-        HubError: nobody is logged in, or the Hub does not take it.
+        HubError: the Hub does not take it.
     """
-    from huggingface_hub import HfApi, get_token
+    from huggingface_hub import HfApi
 
-    if not get_token():
-        raise HubError(f"{place}: uploading needs an account; {_LOG_IN} (a token that may write)")
     api = HfApi()
     with _explained(place):
         # None leaves it to the organisation, whose repositories may be private anyway.
@@ -412,7 +422,8 @@ def _explain(error: BaseException, place: HubPlace) -> str:
             f"the folder of downloads cannot take it: {constants.HF_HUB_CACHE} "
             f"({os.strerror(error.errno)}). Make room there, or set HF_HOME to another place."
         )
-    return f"the transfer failed ({error}). Run the same command again to continue it."
+    told = " ".join(str(error).split())
+    return f"the transfer failed ({told}). Run the same command again to continue it."
 
 
 def _status(error: BaseException) -> int | None:

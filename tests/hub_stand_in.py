@@ -23,6 +23,7 @@ class HubStandIn:
         breaks: name of a file -> how often its transfer still breaks off half-way.
         ranges: name of a file -> the Range headers it was asked for with.
         etags: name of a file -> the SHA-256 that is announced instead of its own.
+        private: repositories that only `writers` see.
         writers: tokens that may write.
         created: repositories that were made -> whether as private ones.
         tokens: what was shown to the host that keeps large files; as with the Hub it is another.
@@ -33,6 +34,7 @@ class HubStandIn:
     breaks: dict[str, int] = field(default_factory=dict)
     ranges: dict[str, list[str | None]] = field(default_factory=dict)
     etags: dict[str, str] = field(default_factory=dict)
+    private: set[str] = field(default_factory=set)
     writers: set[str] = field(default_factory=set)
     created: dict[str, bool] = field(default_factory=dict)
     tokens: set[str | None] = field(default_factory=set)
@@ -98,10 +100,14 @@ class _Handler(BaseHTTPRequestHandler):
         }
         return self.send(302, headers=headers)
 
+    def token(self):
+        return self.headers.get("Authorization", "").removeprefix("Bearer ")
+
     def refuse(self, repo, revision):
         hub = self.server.hub
         refused = hub.refused.get(repo)
-        if not refused and repo not in hub.repos:
+        hidden = repo in hub.private and self.token() not in hub.writers
+        if not refused and (hidden or repo not in hub.repos):
             refused = (401, "RepoNotFound")
         if not refused and revision not in ("main", "v1", COMMIT):
             refused = (404, "RevisionNotFound")
@@ -159,11 +165,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         path = urlsplit(self.path).path.strip("/")
         if path == "api/validate-yaml":
             return self.send_json({"errors": [], "warnings": []})
-        if token not in self.server.hub.writers:
+        if self.token() not in self.server.hub.writers:
             return self.send(401, headers={"X-Error-Message": "Invalid credentials"})
         if path == "api/repos/create":
             return self.create(json.loads(body))

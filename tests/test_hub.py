@@ -14,7 +14,7 @@ from hub_stand_in import COMMIT, FOREVER
 
 from driftrae_cli import hub
 from driftrae_cli.errors import HubError, WeightsError
-from driftrae_cli.hub import HubPlace, LocalFile, locate, parse, resolve, upload
+from driftrae_cli.hub import HubPlace, LocalFile, check_login, locate, parse, resolve, upload
 
 CONTENT = b"some weights"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -245,10 +245,14 @@ def test_a_large_file_is_fetched_once(stand_in):
     assert stand_in.ranges["w.safetensors"] == [None]
 
 
-def test_the_storage_of_large_files_sees_no_token(stand_in, monkeypatch):
+def test_private_files_need_the_token_which_their_storage_does_not_see(stand_in, monkeypatch):
+    stand_in.repos["me/mine"] = {"w.safetensors": LARGE}
+    stand_in.private.add("me/mine")
+    stand_in.writers.add("hf_secret")
+    assert "or it is private" in refusal("hf://me/mine/w.safetensors", HubError)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    stand_in.repos["org/big"] = {"w.safetensors": LARGE}
-    assert resolve("hf://org/big/w.safetensors").path.read_bytes() == LARGE
+    assert resolve("hf://me/mine/w.safetensors").path.read_bytes() == LARGE
+    assert stand_in.ranges["w.safetensors"] == [None]
     assert stand_in.tokens == {None}
 
 
@@ -314,6 +318,14 @@ def test_no_network(stand_in, monkeypatch, patient, reference):
     assert "a path may stand wherever a reference does" in text
 
 
+def test_a_hub_that_is_ill(stand_in, patient):
+    stand_in.refused["org/ill"] = (503, "")
+    text = refusal("hf://org/ill/w.pt", HubError)
+    assert text.startswith("hf://org/ill/w.pt: the transfer failed (")
+    assert "503" in text
+    assert "\n" not in text
+
+
 def test_full_disk(stand_in, monkeypatch):
     from huggingface_hub import constants, file_download
 
@@ -361,15 +373,15 @@ def test_upload(stand_in, student, monkeypatch):
 
 
 def test_upload_needs_an_account(stand_in, student, monkeypatch):
-    def refused():
-        with pytest.raises(HubError) as caught:
-            upload(student, HubPlace("me/student"), private=False, message="A student")
-        return str(caught.value)
-
-    assert refused() == (
+    place = HubPlace("me/student")
+    with pytest.raises(HubError) as caught:
+        check_login(place)
+    assert str(caught.value) == (
         "hf://me/student: uploading needs an account; log in with 'hf auth login' or set HF_TOKEN "
         "(a token that may write)"
     )
     monkeypatch.setenv("HF_TOKEN", "hf_reader")
-    assert "the Hub refuses the token (401); log in with 'hf auth login'" in refused()
+    check_login(place)
+    with pytest.raises(HubError, match=r"refuses the token \(401\); log in with 'hf auth login'"):
+        upload(student, place, private=False, message="A student")
     assert stand_in.repos == {}

@@ -7,6 +7,7 @@ import typer
 
 from driftrae_cli.cli.options import Json
 from driftrae_cli.cli.output import print_result
+from driftrae_cli.cli.progress import reporter
 
 
 def convert(
@@ -47,21 +48,24 @@ def convert(
       driftrae convert hf://org/autoencoder-rae rae.safetensors
     """
     from driftrae_cli.engine.convert import convert_files
-    from driftrae_cli.hub import locate
+    from driftrae_cli.engine.load import portable_reference
+    from driftrae_cli.engine.obtain import find
 
     metadata = {"source": source}
     if rae:
-        from driftrae_cli.engine.load import portable_reference
-
         metadata["rae"] = portable_reference(rae, out.parent)
-    result = convert_files(
-        locate(source),
-        out,
-        encoder=locate(encoder) if encoder else None,
-        statistics=locate(stats) if stats else None,
-        input_size=input_size,
-        heads=heads,
-        metadata=metadata,
-        overwrite=overwrite,
-    )
+    with reporter() as progress:
+        parts = {
+            "encoder": find(encoder, progress) if encoder else None,
+            "statistics": find(stats, progress) if stats else None,
+        }
+        result = convert_files(
+            find(source, progress),
+            out,
+            **parts,
+            input_size=input_size,
+            heads=heads,
+            metadata=metadata,
+            overwrite=overwrite,
+        )
     print_result(result, as_json=json)

@@ -7,6 +7,7 @@ import typer
 
 from driftrae_cli.cli.options import Json
 from driftrae_cli.cli.output import print_result
+from driftrae_cli.cli.progress import reporter
 
 if TYPE_CHECKING:  # the engine imports torch, which takes seconds
     from driftrae_cli.engine.describe import EntryRow
@@ -40,9 +41,10 @@ def inspect(
       driftrae inspect samples.npz --json
     """
     from driftrae_cli.engine.describe import describe
-    from driftrae_cli.hub import locate
+    from driftrae_cli.engine.obtain import find
 
-    found = describe(locate(file))
+    with reporter() as progress:
+        found = describe(find(file, progress))
     shown = found.listed if tensors else found.listed[:_SHOWN]
     entries = found.metadata if json else tuple(map(_shortened, found.metadata))
     print_result(dataclasses.replace(found, listed=shown, metadata=entries), as_json=json)

@@ -15,6 +15,7 @@ from driftrae_cli.models.published import interpret
 from driftrae_cli.models.weights import FORMAT
 
 _ARRAYS = ".npz"
+_NO_MODELS = ("training", "latents")  # further kinds of our files
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -71,7 +72,7 @@ class Description:
     Attributes:
         path: as given.
         kind: `ditdh`, `rae`, `encoder`, `decoder`, `statistics`, `feature-net`, `training` (a
-            checkpoint to resume from), `arrays`, or `unknown`.
+            checkpoint to resume from), `latents` (a shard of a cache), `arrays`, or `unknown`.
         layout: who wrote it and how, in words.
         latent: channels, rows and columns of the latents it is for.
         parameters: of its network.
@@ -123,10 +124,11 @@ def describe(path: Path) -> Description:
 
 
 def _interpreted(blank: Description, read: Container) -> Description:
-    if read.header.get("format") == FORMAT and read.header.get("kind") == "training":
+    kind = read.header.get("kind", "")
+    if read.header.get("format") == FORMAT and kind in _NO_MODELS:
         step = read.header.get("step", "")
         number = int(step) if step.isdigit() else None
-        return dataclasses.replace(blank, kind="training", layout=FORMAT, step=number)
+        return dataclasses.replace(blank, kind=kind, layout=FORMAT, step=number)
     try:
         found = interpret(read)
     except WeightsError as error:

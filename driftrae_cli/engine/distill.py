@@ -261,7 +261,8 @@ class _Run:
         averaged = self._train(data, labels)
         self._preview(grid, averaged)
         autoencoder = portable_reference(self.rae_reference, self.out)
-        metadata = flow_metadata("student", autoencoder, self.flow.shift, self.flow.class_names)
+        flow = self.flow
+        metadata = flow_metadata("student", autoencoder, flow.shift, flow.class_names, flow.licence)
         half = self.config.storage == "float16"
         save_model(student_file, averaged, "ditdh", averaged.config, metadata, half=half)
         return DistillResult(str(self.out), str(student_file), str(grid), steps, False)

@@ -14,7 +14,8 @@ from driftrae_cli.data.images import LabeledImages, to_unit
 from driftrae_cli.engine.build import DataConfig
 from driftrae_cli.engine.latent_data import load_pictures
 from driftrae_cli.engine.load import FlowCheckpoint, check_latents, load_flow, load_partner
-from driftrae_cli.engine.report import Reporter
+from driftrae_cli.engine.obtain import obtain
+from driftrae_cli.engine.report import NullReporter, Reporter
 from driftrae_cli.engine.runtime import pick_device
 from driftrae_cli.engine.sample import (
     LatentGenerator,
@@ -24,7 +25,6 @@ from driftrae_cli.engine.sample import (
 )
 from driftrae_cli.errors import ConfigError, WeightsError
 from driftrae_cli.fidelity.frechet import GaussianStats, frechet_distance
-from driftrae_cli.hub import resolve
 from driftrae_cli.models.feature_net import FeatureNet
 from driftrae_cli.models.rae import RAE
 from driftrae_cli.models.weights import load_model
@@ -33,13 +33,15 @@ REFERENCE_SEED = 1_000_003  # pictures that no training run has seen
 _BATCH = 250
 
 
-def load_scorer(reference: str, device: torch.device) -> FeatureNet:
+def load_scorer(
+    reference: str, device: torch.device, reporter: Reporter | None = None
+) -> FeatureNet:
     """Load a scoring network.
 
     Raises:
         WeightsError: missing, damaged, or another kind of model.
     """
-    loaded = load_model(resolve(reference).path)
+    loaded = load_model(obtain(reference, reporter or NullReporter()).path)
     if not isinstance(loaded.model, FeatureNet):
         raise WeightsError(f"{reference}: holds a {loaded.kind}, not a scoring network")
     return loaded.model.to(device).eval().requires_grad_(False)
@@ -187,7 +189,7 @@ def evaluate(
     where = pick_device(device)
     flows = [(target, load_flow(target, where, reporter)) for target in targets]
     plan = [_all_steps(flow, steps) for _, flow in flows]
-    net = load_scorer(scorer, where)
+    net = load_scorer(scorer, where, reporter)
     # Several checkpoints often share one autoencoder, which can be larger than they are.
     loaded: dict[str | None, RAE] = {}
     for target, flow in flows:

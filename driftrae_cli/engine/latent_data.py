@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from driftrae_cli.data.images import LabeledImages, load_images
+from driftrae_cli.data.images import LabeledImages, read_all
 from driftrae_cli.data.latent_cache import LatentCache, is_cache
 from driftrae_cli.data.reading import BadFiles, read_batches
 from driftrae_cli.data.sources import ImageSource, open_source
@@ -91,17 +91,9 @@ def load_pictures(config: DataConfig, image_size: int, reporter: Reporter) -> La
     Raises:
         DataError: they are missing, or more cannot be read than the recipe allows.
     """
-    return load_images(
-        config.source,
-        config.per_class,
-        image_size,
-        config.seed,
-        class_map=Path(config.class_map) if config.class_map else None,
-        flip=config.flip,
-        workers=config.workers or 0,
-        max_bad=config.max_bad,
-        tell=reporter.message,
-    )
+    source = open_pictures(config, image_size)
+    workers = decode_workers(config.workers, len(source))
+    return read_all(source, workers=workers, bad=BadFiles(config.max_bad, reporter.message))
 
 
 def is_numbered(config: DataConfig, pictures: ImageSource) -> bool:

@@ -36,6 +36,7 @@ class FlowCheckpoint:
         rae: reference of the autoencoder whose latents it makes; None if nobody said.
         shift: time shift of the teacher's grid.
         class_names: one name per class.
+        licence: of the weights, where it is known; what is made from them inherits it.
     """
 
     model: DiTDH
@@ -43,15 +44,19 @@ class FlowCheckpoint:
     rae: str | None
     shift: float
     class_names: tuple[str, ...]
+    licence: str | None = None
 
 
 _FLOW_ENTRIES = ("role", "time_shift", "class_names")
 
 
-def flow_metadata(role: str, rae: str, shift: float, class_names: Sequence[str]) -> dict[str, str]:
+def flow_metadata(
+    role: str, rae: str, shift: float, class_names: Sequence[str], licence: str | None = None
+) -> dict[str, str]:
     """Header entries of a DiT-DH file that `load_flow` reads back."""
     names = json.dumps(list(class_names))
-    return {"role": role, "rae": rae, "time_shift": repr(shift), "class_names": names}
+    entries = {"role": role, "rae": rae, "time_shift": repr(shift), "class_names": names}
+    return {**entries, "licence": licence} if licence else entries
 
 
 def portable_reference(reference: str, folder: Path) -> str:
@@ -104,6 +109,7 @@ def load_flow(reference: str, device: torch.device, reporter: Reporter = _SILENT
         rae=_partner(meta.get("rae"), path.parent),
         shift=shift,
         class_names=class_names,
+        licence=meta.get("licence"),
     )
 
 

@@ -68,6 +68,17 @@ def obtain(reference: str, reporter: Reporter) -> LocalFile:
     return LocalFile.at(model)
 
 
+def find(reference: str, reporter: Reporter) -> Path:
+    """The file or folder that a reference means, as it is; of a known name the file of ours.
+
+    Raises:
+        WeightsError, HubError, OutputError: as `obtain` does.
+    """
+    if reference in KNOWN:
+        return obtain(reference, reporter).path
+    return locate(reference, KNOWN)
+
+
 def is_name(reference: str) -> bool:
     """Whether it means the same wherever it stands, unlike a path."""
     return reference in BUILT_IN or reference in KNOWN or reference.startswith(HUB)
@@ -133,13 +144,17 @@ class _Sources:
 
 
 def _of_known(known: Known) -> _Sources:
-    encoder, statistics = known.encoder, known.statistics
+    try:
+        paths = {part: locate(part.reference) for part in known.parts.values()}
+    except HubError as error:
+        by_hand = " 'driftrae convert' makes one file of the three." if known.encoder else ""
+        raise HubError(f"{known.name}: {error}{by_hand}") from error
     entries = {"source": known.source, "licence": known.licence}
     return _Sources(
         known.name,
-        locate(known.weights.reference),
-        encoder=locate(encoder.reference) if encoder else None,
-        statistics=locate(statistics.reference) if statistics else None,
+        paths[known.weights],
+        encoder=paths[known.encoder] if known.encoder else None,
+        statistics=paths[known.statistics] if known.statistics else None,
         input_size=known.input_size,
         metadata={**entries, "rae": known.rae} if known.rae else entries,
     )

@@ -148,7 +148,7 @@ def _with_autoencoder(
     with open_run(out, config, weights, device, data.fingerprint):
         finished = file.exists()
         if not finished:
-            model, shift = new_teacher(config, autoencoder, data.class_names, device, reporter)
+            start = new_teacher(config, autoencoder, data.class_names, device, reporter)
             latents = prepare_latents(
                 data,
                 data.labels,
@@ -159,11 +159,13 @@ def _with_autoencoder(
                 config.precision,
                 reporter,
             )
-            trained = train_teacher(config, model, shift, latents, out, reporter, device)
+            model = train_teacher(config, start, latents, out, reporter, device)
             reference = config.rae_name or portable_reference(rae, out)
-            metadata = flow_metadata("teacher", reference, shift, data.class_names)
+            metadata = flow_metadata(
+                "teacher", reference, start.shift, start.class_names, start.licence
+            )
             half = config.storage == "float16"
-            save_model(file, trained, "ditdh", trained.config, metadata, half=half)
+            save_model(file, model, "ditdh", model.config, metadata, half=half)
     return PretrainResult(str(out), None, rae, str(file), finished, ())
 
 
@@ -192,11 +194,11 @@ def _pretrain(run: _Run) -> PretrainResult:
 def _save_teacher(run: _Run, rae: RAE, file: Path) -> None:
     config, names = run.config, run.data.class_names
     latents = MemoryLatents(encode_all(rae, run.data, run.device, run.reporter), run.device)
-    model, shift = new_teacher(config, rae, names, run.device, run.reporter)
-    network = train_teacher(config, model, shift, latents, run.out, run.reporter, run.device)
+    start = new_teacher(config, rae, names, run.device, run.reporter)
+    network = train_teacher(config, start, latents, run.out, run.reporter, run.device)
     # A teacher names its autoencoder by where users will find it: beside it, or in the package.
     autoencoder = config.rae_name or "rae.safetensors"
-    metadata = flow_metadata("teacher", autoencoder, shift, names)
+    metadata = flow_metadata("teacher", autoencoder, start.shift, names)
     save_model(file, network, "ditdh", network.config, metadata, half=run.half)
 
 

@@ -13,7 +13,7 @@ from driftrae_cli.engine.obtain import is_name, own_header
 from driftrae_cli.engine.report import Reporter
 from driftrae_cli.errors import ConfigError, DataError, HubError, OutputError, WeightsError
 from driftrae_cli.files import atomic_file, write_text
-from driftrae_cli.hub import HUB, HubPlace, LocalFile, parse, upload
+from driftrae_cli.hub import HUB, HubPlace, LocalFile, check_login, parse, upload
 from driftrae_cli.models.weights import read_tensors, write_tensors
 
 _STUDENT, _RAE, _CONFIG = "student.safetensors", "rae.safetensors", "config.yaml"
@@ -69,6 +69,8 @@ def publish(
     if place.path or place.revision:
         raise HubError(f"{reference}: a student gets a repository of its own; write hf://org/name")
     header = _finished(run)
+    if not dry_run:
+        check_login(place)
     folder = out or run / "hub"
     _prepare(folder)
     _write_weights(run, header, folder)

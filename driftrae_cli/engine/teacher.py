@@ -40,22 +40,28 @@ def new_teacher(
     class_names: Sequence[str],
     device: torch.device,
     reporter: Reporter,
-) -> tuple[DiTDH, float]:
-    """The untrained velocity network of a recipe, and its time shift.
+) -> FlowCheckpoint:
+    """The teacher of a recipe, before it is trained.
 
     Raises:
         ConfigError: `teacher.init` makes other latents than `rae` has.
     """
-    settings = config.teacher
+    settings, names = config.teacher, tuple(class_names)
     D, H, W = rae.latent_shape
     if settings.init is None:
-        shape = teacher_config(settings, (D, H, W), len(class_names))
-        model = build(config.seed, _PHASE, lambda: DiTDH(shape))
-        return model.to(device), settings.time_shift or shift_for(D * H * W)
+        shape = teacher_config(settings, (D, H, W), len(names))
+        model = build(config.seed, _PHASE, lambda: DiTDH(shape)).to(device)
+        shift = settings.time_shift or shift_for(D * H * W)
+        return FlowCheckpoint(model, "teacher", None, shift, names)
     flow = load_flow(settings.init, device, reporter)
     check_latents(flow, rae)
-    model = with_classes(flow, class_names, config.seed)
-    return model.to(device), settings.time_shift or flow.shift
+    return replace(
+        flow,
+        model=with_classes(flow, names, config.seed).to(device),
+        role="teacher",
+        shift=settings.time_shift or flow.shift,
+        class_names=names,
+    )
 
 
 def with_classes(flow: FlowCheckpoint, class_names: Sequence[str], seed: int) -> DiTDH:
@@ -77,24 +83,23 @@ def with_classes(flow: FlowCheckpoint, class_names: Sequence[str], seed: int) ->
 
 def train_teacher(
     config: PretrainConfig,
-    model: DiTDH,
-    shift: float,
+    teacher: FlowCheckpoint,
     latents: LatentData,
     out: Path,
     reporter: Reporter,
     device: torch.device,
 ) -> DiTDH:
-    """Train `model` on the latents; returns the averaged network, frozen."""
+    """Train a teacher on the latents; returns the averaged network, frozen."""
     settings = config.teacher
     loop = pretrain_loop(settings, config.log)
     batches = VelocityBatches(len(latents.labels), settings.batch, phase_seed(config.seed, _PHASE))
     with latents.feed(batches.rows, loop.steps) as feed:
         task = VelocityObjective(
-            model,
+            teacher.model,
             feed,
             latents.labels,
             batches,
-            shift=shift,
+            shift=teacher.shift,
             label_dropout=settings.label_dropout,
             device=device,
             precision=config.precision,

@@ -225,7 +225,16 @@ def test_known_models_are_there_offline(published, reporter, monkeypatch):
     first = obtain("a-rae", reporter)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert obtain("a-rae", reporter).path == first.path
-    assert "hf://org/files/DiT/stage2_model.pt: is not in the cache" in refusal("a-flow", HubError)
+    assert refusal("a-flow", HubError).startswith(
+        "a-flow: hf://org/files/DiT/stage2_model.pt: is not in the cache"
+    )
+
+
+def test_parts_of_a_known_autoencoder_that_cannot_be_had(published):
+    del published.repos["org/encoder"]
+    text = refusal("a-rae", HubError)
+    assert text.startswith("a-rae: hf://org/encoder: the Hub has no repository org/encoder")
+    assert text.endswith("'driftrae convert' makes one file of the three.")
 
 
 def test_a_damaged_download_is_not_converted(published, cache):

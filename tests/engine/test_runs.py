@@ -10,14 +10,13 @@ from PIL import Image
 
 from driftrae_cli.config.load import load
 from driftrae_cli.config.schema import DataConfig, DistillConfig, PretrainConfig
-from driftrae_cli.data.images import load_images
 from driftrae_cli.data.latent_cache import LatentCache
 from driftrae_cli.data.shapes import CLASS_NAMES, render
 from driftrae_cli.engine import train as training
 from driftrae_cli.engine.analyze import analyze
 from driftrae_cli.engine.distill import distill, labels_for
 from driftrae_cli.engine.evaluate import evaluate
-from driftrae_cli.engine.latent_data import OpenData, open_data
+from driftrae_cli.engine.latent_data import OpenData, load_pictures, open_data
 from driftrae_cli.engine.latents import encode_all
 from driftrae_cli.engine.load import flow_metadata, load_flow, load_rae
 from driftrae_cli.engine.pretrain import pretrain
@@ -234,6 +233,18 @@ def test_a_run_does_not_depend_on_how_its_latents_come(tmp_path: Path) -> None:
         torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4)
 
 
+def test_a_student_inherits_its_teachers_licence(tmp_path: Path) -> None:
+    teacher, cpu = tmp_path / "teacher.safetensors", torch.device("cpu")
+    flow = load_flow("shapes-teacher", cpu)
+    metadata = flow_metadata("teacher", "shapes-rae", flow.shift, flow.class_names, "CC-BY-9")
+    save_model(teacher, flow.model, "ditdh", flow.model.config, metadata)
+    for result in (
+        _distill(tmp_path / "a", f"teacher={teacher}"),
+        _teacher(tmp_path / "b", f"teacher.init={teacher}"),
+    ):
+        assert load_flow(result, cpu).licence == "CC-BY-9"
+
+
 def test_the_teachers_own_autoencoder_is_the_default(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("preset: shapes\nrae: null\n")
@@ -382,12 +393,13 @@ def test_a_teacher_of_new_classes_starts_from_another(tmp_path: Path) -> None:
     )
     cpu = torch.device("cpu")
     rae, names = load_rae("shapes-rae", cpu), ("ring", "moon")
-    model, shift = new_teacher(config, rae, names, cpu, NullReporter())
+    start = new_teacher(config, rae, names, cpu, NullReporter())
+    model = start.model
     before = load_flow("shapes-teacher", cpu)
     table = before.model.y_embedder.embedding_table.weight
     rows = [CLASS_NAMES.index("ring"), 10, 10]
     assert torch.equal(model.y_embedder.embedding_table.weight, table[rows])
-    assert shift == before.shift
+    assert start.shift == before.shift
     rest = {k: v for k, v in before.model.state_dict().items() if "embedding_table" not in k}
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in rest.items())
     teacher = _teacher(tmp_path / "run", "teacher.init=shapes-teacher", f"data.source={folder}")
@@ -434,7 +446,7 @@ def test_statistics_are_those_of_the_stored_encoder(tmp_path: Path) -> None:
     config = load("shapes-pretrain", TINY, PretrainConfig)
     result = pretrain(config, tmp_path, reporter=NullReporter(), device="cpu")
     cpu = torch.device("cpu")
-    data = load_images("shapes", config.data.per_class, 32, config.data.seed)
+    data = load_pictures(config.data, 32, NullReporter())
     latents = encode_all(load_rae(result.rae, cpu), data, cpu, NullReporter()).latents.double()
     assert latents.mean(0).abs().max() < 1e-5
     torch.testing.assert_close(latents.var(0), torch.ones_like(latents[0]), rtol=2e-3, atol=0)
