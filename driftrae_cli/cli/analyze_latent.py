@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from driftrae_cli.cli.options import Data, Device, Json
+from driftrae_cli.cli.options import Data, Device, Json, MaxBad
 from driftrae_cli.cli.output import print_result
 from driftrae_cli.cli.progress import reporter
 
@@ -18,6 +18,7 @@ def analyze_latent(
         int | None, typer.Option(min=1, help="How many classes.  [default: all]")
     ] = None,
     samples: Annotated[int, typer.Option(min=2, help="Most pictures of a class.")] = 500,
+    max_bad: MaxBad = 10,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
@@ -39,6 +40,7 @@ def analyze_latent(
             data=data,
             classes=classes,
             samples=samples,
+            max_bad=max_bad,
             reporter=progress,
             device=device,
         )

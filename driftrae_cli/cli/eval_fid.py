@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from driftrae_cli.cli.options import Data, Device, Json, RAERef, Seed
+from driftrae_cli.cli.options import Data, Device, Json, MaxBad, RAERef, Seed
 from driftrae_cli.cli.output import print_result
 from driftrae_cli.cli.progress import reporter
 
@@ -27,6 +27,7 @@ def eval_fid(
     seed: Seed = 0,
     rae: RAERef = None,
     scorer: Annotated[str, typer.Option(metavar="REF", help="Scoring network.")] = "shapes-scorer",
+    max_bad: MaxBad = 10,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
@@ -53,6 +54,7 @@ def eval_fid(
             seed=seed,
             rae=rae,
             scorer=scorer,
+            max_bad=max_bad,
             reporter=progress,
             device=device,
         )

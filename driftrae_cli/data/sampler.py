@@ -1,5 +1,6 @@
 """Which real samples a training step sees."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -66,11 +67,13 @@ class ClassSchedule:
         self._classes, self._per_step, self._rng = classes, per_step, rng
         self._order: list[int] = []
         self._rounds = 0
+        self._lock = threading.Lock()  # training and what reads ahead for it both ask
 
     def at(self, step: int) -> list[int]:
         """The `per_step` classes of a step, ascending."""
-        while len(self._order) < (step + 1) * self._per_step:
-            self._add_round()
+        with self._lock:
+            while len(self._order) < (step + 1) * self._per_step:
+                self._add_round()
         return sorted(self._order[step * self._per_step : (step + 1) * self._per_step])
 
     def _add_round(self) -> None:

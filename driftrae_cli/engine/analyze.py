@@ -60,12 +60,13 @@ def analyze(
     classes: int | None,
     samples: int,
     reporter: Reporter,
+    max_bad: int = 0,
     device: str = "auto",
 ) -> LatentAnalysis:
     """Encode `samples` pictures of each of the first `classes` classes and measure them.
 
     The statistics depend on the number of samples, so where one of these classes has fewer
-    pictures, all of them count as many as the smallest.
+    pictures, all of them count as many as the smallest. `max_bad` pictures may be unreadable.
 
     Raises:
         ConfigError: more classes than the data set has.
@@ -74,7 +75,7 @@ def analyze(
     """
     where = pick_device(device)
     rae = load_rae(space, where, reporter)
-    pictures = DataConfig(source=data, per_class=samples, seed=_ANALYSIS_SEED)
+    pictures = DataConfig(source=data, per_class=samples, seed=_ANALYSIS_SEED, max_bad=max_bad)
     images = load_pictures(pictures, rae.config.image_size, reporter)
     total = len(images.class_names)
     count = total if classes is None else classes

@@ -134,8 +134,10 @@ class _Stream:
         self._batches: Generator[tuple[Tensor, list[int]], None, None] | None = None
         self._next = -1  # the step whose pictures come next
         self._ahead: Tensor | None = None
-        on_gpu = data.device.type == "cuda"
-        self._side = torch.cuda.Stream(data.device) if on_gpu else None
+        self._side = torch.cuda.Stream(data.device) if data.device.type == "cuda" else None
+        if self._side:
+            # The encoder's weights may still be on their way.
+            self._side.wait_stream(torch.cuda.current_stream(data.device))
 
     def __call__(self, step: int) -> Tensor:
         if step != self._next - (self._ahead is not None):
@@ -144,8 +146,9 @@ class _Stream:
         self._ahead = None
         if self._side is None:
             return latents
-        torch.cuda.current_stream().wait_stream(self._side)
-        latents.record_stream(torch.cuda.current_stream())
+        training = torch.cuda.current_stream(self._data.device)
+        training.wait_stream(self._side)
+        latents.record_stream(training)  # or its memory would be used again too early
         if self._next < self._steps:
             self._ahead = self._encode()
         return latents

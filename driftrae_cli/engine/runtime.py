@@ -12,11 +12,13 @@ from driftrae_cli.errors import ConfigError
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one, the CPU elsewhere.
+    """`auto` is CUDA where there is one, the CPU elsewhere; float32 is float32 on both.
 
     Raises:
         ConfigError: the device is not known to torch or not present.
     """
+    # Convolutions would round to 10 bits by themselves; matrix products do not.
+    torch.backends.cudnn.allow_tf32 = False
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

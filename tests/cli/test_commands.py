@@ -141,14 +141,15 @@ def test_eval_fid(engine):
     calls = engine("evaluate", "evaluate")
     assert driftrae("eval-fid", "a").exit_code == 0
     line = "eval-fid a b --data d --per-class 9 --steps 1 --steps 50 --seed 2 --rae r --scorer s"
+    line += " --max-bad 0"
     assert driftrae(*line.split(), "--device", "cpu").exit_code == 0
     default = {
         "data": "shapes", "per_class": 500, "steps": None, "seed": 0, "rae": None,
-        "scorer": "shapes-scorer", "device": "auto",
+        "scorer": "shapes-scorer", "max_bad": 10, "device": "auto",
     }  # fmt: skip
     given = {
         "data": "d", "per_class": 9, "steps": [1, 50], "seed": 2, "rae": "r",
-        "scorer": "s", "device": "cpu",
+        "scorer": "s", "max_bad": 0, "device": "cpu",
     }  # fmt: skip
     assert calls == [((["a"],), default), ((["a", "b"],), given)]
 
@@ -156,10 +157,12 @@ def test_eval_fid(engine):
 def test_analyze_latent(engine):
     calls = engine("analyze", "analyze")
     assert driftrae("analyze-latent").exit_code == 0
-    line = "analyze-latent r --data d --classes 3 --samples 20"
+    line = "analyze-latent r --data d --classes 3 --samples 20 --max-bad 2"
     assert driftrae(*line.split()).exit_code == 0
-    default = {"data": "shapes", "classes": None, "samples": 500, "device": "auto"}
-    given = {"data": "d", "classes": 3, "samples": 20, "device": "auto"}
+    default = {
+        "data": "shapes", "classes": None, "samples": 500, "max_bad": 10, "device": "auto",
+    }  # fmt: skip
+    given = {"data": "d", "classes": 3, "samples": 20, "max_bad": 2, "device": "auto"}
     assert calls == [(("shapes-rae",), default), (("r",), given)]
 
 
