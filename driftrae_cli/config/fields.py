@@ -29,19 +29,23 @@ def setting(
     max: float | None = None,
     above: float | None = None,
     multiple_of: int | None = None,
+    may_change: bool = False,
 ) -> Any:
     """A field of a schema; use `REQUIRED` for one without a default.
 
     The limits hold for a number and for every number of a list: `min` and `max` are allowed
     values, `above` is not. Fixed choices are declared by the type, as `Literal[...]`.
+    `may_change` marks a field without influence on the result, which a resumed run may have
+    otherwise.
     """
     limits = {"min": min, "max": max, "above": above, "multiple_of": multiple_of}
-    return dataclasses.field(default=default, metadata={"doc": doc, **limits})
+    metadata = {"doc": doc, "may_change": may_change, **limits}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def section(schema: type, doc: str) -> Any:
     """A field that is a schema itself."""
-    return dataclasses.field(default_factory=schema, metadata={"doc": doc})
+    return dataclasses.field(default_factory=schema, metadata={"doc": doc, "may_change": False})
 
 
 def limit_violated(number: float, limits: Mapping[str, Any]) -> str | None:

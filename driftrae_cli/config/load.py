@@ -57,7 +57,14 @@ def load(reference: str, overrides: Sequence[str], schema: type[Schema]) -> Sche
 
 def dump(instance: Any, *, comments: bool = False) -> str:
     """YAML that `load` reads back as an equal instance; optionally with each field's meaning."""
-    return "\n".join([f"kind: {instance.kind}", *_dump_lines(instance, "", comments)]) + "\n"
+    lines = [line for line, _ in _dump_lines(instance, "", comments)]
+    return "\n".join([f"kind: {instance.kind}", *lines]) + "\n"
+
+
+def decisive(instance: Any) -> list[str]:
+    """Lines of `dump` for the fields that decide the result, which a resumed run must keep."""
+    lines = [line for line, may_change in _dump_lines(instance, "", False) if not may_change]
+    return [f"kind: {instance.kind}", *lines]
 
 
 def _preset_files() -> dict[str, Any]:
@@ -213,16 +220,18 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _dump_lines(instance: Any, indent: str, comments: bool) -> list[str]:
-    lines = []
+def _dump_lines(instance: Any, indent: str, comments: bool) -> list[tuple[str, bool]]:
+    """Each line, and whether its field may change when a run is resumed."""
+    lines = list[tuple[str, bool]]()
     for field in dataclasses.fields(instance):
         value, doc = getattr(instance, field.name), field.metadata["doc"]
         comment = f"  # {doc}" if comments else ""
         if dataclasses.is_dataclass(value):
-            lines.append(f"{indent}{field.name}:{comment}")
+            lines.append((f"{indent}{field.name}:{comment}", False))
             lines += _dump_lines(value, indent + "  ", comments)
         else:
-            lines.append(f"{indent}{field.name}: {_dump_value(value)}{comment}")
+            line = f"{indent}{field.name}: {_dump_value(value)}{comment}"
+            lines.append((line, field.metadata["may_change"]))
     return lines
 
 

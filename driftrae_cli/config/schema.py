@@ -26,12 +26,14 @@ class DataConfig:
         None, "file with lines 'folder number'; by default folders count in order of name"
     )
     flip: bool = setting(False, "add every picture mirrored")
-    max_bad: int = setting(10, "unreadable pictures to skip before the run stops", min=0)
+    max_bad: int = setting(
+        10, "unreadable pictures to skip before the run stops", min=0, may_change=True
+    )
     workers: int | None = setting(
-        None, "processes that decode pictures; by default as many as there are cores", min=0
+        None, "processes that decode; by default as many as cores", min=0, may_change=True
     )
     latents: Literal["auto", "memory", "stream"] = setting(
-        "auto", "encode all at once, or as they are needed; auto is memory for up to 4 GiB"
+        "auto", "all in memory, or as they are needed; auto is memory for up to 4 GiB"
     )
 
 
@@ -62,6 +64,9 @@ class StepConfig:
     positives: int = setting(256, "real latents", min=1)
     grad_negatives: int = setting(64, "generated latents that carry gradient", min=1)
     detached_negatives: int = setting(192, "generated latents that only repel", min=0)
+    micro_batch: int | None = setting(
+        None, "latents in the network at once; null takes all of the step", min=1, may_change=True
+    )
 
     def contradictions(self) -> list[Contradiction]:
         if self.grad_negatives + self.detached_negatives < 2:

@@ -3,6 +3,7 @@
 Legend: b pictures of a batch, S rows and columns.
 """
 
+import math
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,12 +24,10 @@ class BadFile:
     """A picture that cannot be read.
 
     Attributes:
-        row: its row in the source.
         name: where it is.
         reason: why not.
     """
 
-    row: int
     name: str
     reason: str
 
@@ -78,6 +77,7 @@ def read_batches(
     workers: int,
     substitute: bool,
     bad: BadFiles,
+    ahead: int = 0,
 ) -> Generator[tuple[Tensor, list[int]], None, None]:
     """Read batches of rows; what comes out does not depend on the number of workers.
 
@@ -90,6 +90,7 @@ def read_batches(
         substitute: a bad row gives way to the next good one of its class, from the last on to
             the first; else it is left out.
         bad: is told of bad rows, and may end the reading.
+        ahead: batches that the workers decode before they are asked for; at least two each.
 
     Yields:
         for every batch its pictures [b, 3, S, S] uint8 and their rows.
@@ -102,6 +103,7 @@ def read_batches(
         batch_size=None,  # a batch is one item: its rows are read together
         sampler=batches,
         num_workers=workers,
+        prefetch_factor=max(2, math.ceil(ahead / workers)) if workers else None,
         worker_init_fn=_ignore_interrupts,
         generator=torch.Generator(),  # else it would draw from the global one
     )
@@ -165,7 +167,7 @@ class _Reader(Dataset[_Result]):
             return self.source.read(row)
         except DataError as error:
             name = self.source.name(row)
-            return BadFile(row, name, str(error).removeprefix(f"{name}: "))
+            return BadFile(name, str(error).removeprefix(f"{name}: "))
 
     def _instead_of(self, row: int) -> list[int]:
         """`row` and all rows of its class, in the order in which they take its place."""

@@ -7,8 +7,8 @@ here.
 from pathlib import Path
 from typing import Protocol
 
+from driftrae_cli.config.load import decisive, load
 from driftrae_cli.config.load import dump as config_yaml
-from driftrae_cli.config.load import load
 from driftrae_cli.config.schema import (
     DataConfig,
     DistillConfig,
@@ -36,6 +36,7 @@ __all__ = [
     "RunConfig",
     "autoencoder_weights",
     "config_yaml",
+    "decisive",
     "feature_net_config",
     "field_settings",
     "loop_settings",

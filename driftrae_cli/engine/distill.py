@@ -4,6 +4,7 @@ Legend: K classes in the step, P positives, N gradient-carrying and M detached g
 samples per class, C tokens, D channels, H, W latent rows and columns.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -46,12 +47,17 @@ _NAMED = 10  # classes that a message names
 
 @dataclass(frozen=True)
 class Counts:
-    """Samples of one step ([D-RAE] Table 8): classes, and per class the three kinds."""
+    """Samples of one step ([D-RAE] Table 8): classes, and per class the three kinds.
+
+    `micro_batch` is how many generated latents, of all classes, are in the network at once;
+    None is all. It changes memory and rounding, nothing else.
+    """
 
     classes: int
     positives: int
     grad_negatives: int
     detached_negatives: int
+    micro_batch: int | None = None
 
 
 def to_tokens(latents: Tensor) -> Tensor:
@@ -110,27 +116,60 @@ class DriftDistillation:
         positives = self._positives(step)
         pos_KPCD = to_tokens(positives).unflatten(0, (n.classes, n.positives))
         shape = positives.shape[1:]
-        noise = torch.stack([self._noise(step, k, shape) for k in classes]).to(self._device)
+        noise = torch.stack([self._noise(step, label, shape) for label in classes])
         z_grad, z_detached = noise.split([n.grad_negatives, n.detached_negatives], dim=1)
+        samples = n.classes * n.grad_negatives
+        replayed = n.micro_batch is not None and n.micro_batch < samples
         with torch.no_grad():
             detached_KMCD = self._tokens(z_detached, classes)
-        gen_KNCD = self._tokens(z_grad, classes)
+        with torch.set_grad_enabled(not replayed):
+            gen_KNCD = self._tokens(z_grad, classes)
         output = self._drift(
-            gen_KNCD, detached_KMCD, pos_KPCD, generator(self._seed, "perturbation", step)
+            gen_KNCD.requires_grad_(),
+            detached_KMCD,
+            pos_KPCD,
+            generator(self._seed, "perturbation", step),
         )
-        return StepOutput(output.loss, output.metrics, n.classes * n.grad_negatives)
+        if not replayed:
+            return StepOutput(output.loss, output.metrics, samples)
+        (gradient,) = torch.autograd.grad(output.loss, gen_KNCD)
+        return StepOutput(
+            output.loss.detach(),
+            output.metrics,
+            samples,
+            lambda: self._replay(z_grad, classes, gradient),
+        )
+
+    def _replay(self, z_KNDHW: Tensor, classes: list[int], gradient_KNCD: Tensor) -> None:
+        """Generate the same samples again, few at a time, and send their gradient back.
+
+        The field's targets are behind a stop-gradient, so the derivative by each sample is
+        known before anything is differentiated: this is the same gradient in less memory.
+        """
+        rest_BCD = gradient_KNCD.flatten(0, 1)
+        for tokens_BCD in self._parts(z_KNDHW, classes):
+            part_BCD, rest_BCD = rest_BCD.tensor_split([len(tokens_BCD)])
+            tokens_BCD.backward(part_BCD)
 
     def _noise(self, step: int, label: int, shape: torch.Size) -> Tensor:
+        """Noise of all samples of a class; drawn where it is used, as it is a lot."""
         count = self._counts.grad_negatives + self._counts.detached_negatives
-        return torch.randn((count, *shape), generator=generator(self._seed, "noise", step, label))
+        rng = generator(self._seed, "noise", step, label, device=self._device)
+        return torch.randn((count, *shape), generator=rng, device=self._device)
 
-    def _tokens(self, z: Tensor, classes: list[int]) -> Tensor:
-        """Generated latents as tokens, [K, samples, C, D] float32."""
-        K, count = z.shape[:2]
-        y_B = torch.tensor(classes, device=self._device).repeat_interleave(count)
-        with network_precision(self._device, self._precision):
-            latents = self._generate(z.flatten(0, 1), y_B)
-        return to_tokens(latents.float()).unflatten(0, (K, count))
+    def _tokens(self, z_KNDHW: Tensor, classes: list[int]) -> Tensor:
+        """Generated latents as tokens, [K, N, C, D] float32."""
+        return torch.cat(list(self._parts(z_KNDHW, classes))).unflatten(0, z_KNDHW.shape[:2])
+
+    def _parts(self, z_KNDHW: Tensor, classes: list[int]) -> Iterator[Tensor]:
+        """The same in micro-batches of all classes, [B, C, D]."""
+        z_BDHW = z_KNDHW.flatten(0, 1)
+        y_B = torch.tensor(classes, device=self._device).repeat_interleave(z_KNDHW.shape[1])
+        size = self._counts.micro_batch or max(1, len(z_BDHW))
+        for z, y in zip(z_BDHW.split(size), y_B.split(size), strict=True):
+            with network_precision(self._device, self._precision):
+                latents = self._generate(z, y)
+            yield to_tokens(latents.float())
 
 
 @dataclass(frozen=True)
@@ -163,11 +202,13 @@ def labels_for(teacher: tuple[str, ...], data: OpenData) -> Tensor:
     names = data.class_names
     if len(names) == len(teacher) and data.numbered:
         return data.labels
-    lacking = [name for name in teacher if name not in set(names)]
-    unknown = [name for name in names if name not in set(teacher)]
+    both = set(names) & set(teacher)
+    lacking = [name for name in teacher if name not in both]
+    unknown = [name for name in names if name not in both]
     if data.numbered or lacking or unknown:
         raise ConfigError(_different_classes(data, len(teacher), lacking, unknown))
-    return torch.tensor([teacher.index(name) for name in names])[data.labels]
+    number = {name: label for label, name in enumerate(teacher)}
+    return torch.tensor([number[name] for name in names])[data.labels]
 
 
 def _different_classes(data: OpenData, teacher: int, lacking: list[str], unknown: list[str]) -> str:
@@ -236,7 +277,6 @@ def distill(config: DistillConfig, out: Path, *, reporter: Reporter, device: str
     labels = labels_for(flow.class_names, data)
     _, H, W = rae.latent_shape
     _check_counts(config, len(flow.class_names), H * W)
-    ClassIndex.of(labels, flow.class_names)
     with open_run(out, config, weights, where, data.fingerprint):
         return _Run(config, out, flow, rae, rae_reference, reporter, where).distill(data, labels)
 

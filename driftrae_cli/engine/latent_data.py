@@ -11,6 +11,7 @@ from torch import Tensor
 from driftrae_cli.data.images import LabeledImages, read_all
 from driftrae_cli.data.latent_cache import LatentCache, is_cache
 from driftrae_cli.data.reading import BadFiles, read_batches
+from driftrae_cli.data.sampler import ClassIndex
 from driftrae_cli.data.sources import ImageSource, open_source
 from driftrae_cli.engine.build import DataConfig
 from driftrae_cli.engine.latent_feeds import (
@@ -86,12 +87,20 @@ def open_pictures(config: DataConfig, image_size: int) -> ImageSource:
 
 
 def load_pictures(config: DataConfig, image_size: int, reporter: Reporter) -> LabeledImages:
-    """Read the pictures of a recipe into memory.
+    """Find the pictures of a recipe and read them into memory.
 
     Raises:
-        DataError: they are missing, or more cannot be read than the recipe allows.
+        DataError: as `open_pictures` and `read_pictures`.
     """
-    source = open_pictures(config, image_size)
+    return read_pictures(open_pictures(config, image_size), config, reporter)
+
+
+def read_pictures(source: ImageSource, config: DataConfig, reporter: Reporter) -> LabeledImages:
+    """Read opened pictures into memory.
+
+    Raises:
+        DataError: more cannot be read than the recipe allows, or all of a class.
+    """
     workers = decode_workers(config.workers, len(source))
     return read_all(source, workers=workers, bad=BadFiles(config.max_bad, reporter.message))
 
@@ -112,10 +121,12 @@ def _open_cache(config: DataConfig, rae: RAE) -> OpenData:
             )
     check_settings(cache, encoding_settings(rae))
     index = cache.index
-    if config.flip and index.settings.get("mirrored") != "True":
+    mirrored = index.settings.get("mirrored") == "True"
+    if config.flip != mirrored:
         raise ConfigError(
-            f"data.flip: the latent cache {config.source} has no mirrored pictures; "
-            "encode with --flip, or add --set data.flip=false"
+            f"data.flip: the latent cache {config.source} has {'' if mirrored else 'no '}mirrored "
+            f"pictures; add --set data.flip={str(mirrored).lower()}, or encode "
+            f"with{'out' if mirrored else ''} --flip"
         )
     return OpenData(
         config.source, cache, cache.labels, index.class_names, index.numbered, cache.fingerprint
@@ -169,10 +180,10 @@ def prepare_latents(
         class_names: the teacher's.
 
     Raises:
-        DataError: more pictures cannot be read than the recipe allows.
+        DataError: more pictures cannot be read than the recipe allows, or all of a class.
     """
     if isinstance(data.content, LatentCache):
-        return CachedLatents(data.content, labels, class_names, device)
+        return _from_cache(data.content, labels, class_names, config, device)
     pictures = data.content
     bad = BadFiles(config.max_bad, reporter.message)
     workers = decode_workers(config.workers, len(pictures))
@@ -182,6 +193,20 @@ def prepare_latents(
         )
         return MemoryLatents(content, device)
     return StreamedLatents(pictures, labels, class_names, rae, device, precision, workers, bad)
+
+
+def _from_cache(
+    cache: LatentCache,
+    labels: Tensor,
+    class_names: tuple[str, ...],
+    config: DataConfig,
+    device: torch.device,
+) -> LatentData:
+    """Read when they are needed, unless the recipe wants all in memory."""
+    if config.latents != "memory":
+        return CachedLatents(cache, labels, class_names, device)
+    latents = cache.read(torch.arange(len(labels)))
+    return MemoryLatents(LatentSet(latents, labels, class_names), device)
 
 
 def _fits_in_memory(config: DataConfig, size: int) -> bool:
@@ -212,4 +237,5 @@ def _encode_pictures(
         found += read
         reporter.advance(len(found), {})
     reporter.finish()
+    ClassIndex.of(labels[found], class_names)  # raises where all of a class were unreadable
     return LatentSet(torch.cat(parts), labels[found], class_names)

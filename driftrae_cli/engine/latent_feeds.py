@@ -7,7 +7,7 @@ rows those are is known in advance, so that what takes time is done before it is
 import math
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
@@ -66,9 +66,29 @@ class MemoryLatents:
         yield lambda step: self.content.latents[rows_at(step)].to(self.device)
 
 
+class _Ahead:
+    """Computes the latents of a step in a thread while the step before trains."""
+
+    def __init__(self, compute: Callable[[int], Tensor], steps: int) -> None:
+        self._compute, self._steps = compute, steps
+        self._thread = ThreadPoolExecutor(1)
+        self._ahead: dict[int, Future[Tensor]] = {}
+
+    def __call__(self, step: int) -> Tensor:
+        latents = self._ahead.pop(step, None) or self._thread.submit(self._compute, step)
+        ready = latents.result()
+        if step + 1 < self._steps:
+            self._ahead[step + 1] = self._thread.submit(self._compute, step + 1)
+        return ready
+
+    def close(self) -> None:
+        """Wait for what is being computed, and end the thread."""
+        self._thread.shutdown(cancel_futures=True)
+
+
 @dataclass(frozen=True)
 class CachedLatents:
-    """Latents in files; a thread reads those of the next step during this one."""
+    """Latents in files, read during the step before."""
 
     cache: LatentCache
     labels: Tensor
@@ -77,25 +97,16 @@ class CachedLatents:
 
     @contextmanager
     def feed(self, rows_at: RowsAt, steps: int) -> Iterator[Feed]:
-        ahead: dict[int, Future[Tensor]] = {}
-
-        def read(step: int) -> Tensor:
-            return self.cache.read(rows_at(step))
-
-        with ThreadPoolExecutor(1) as reader:
-
-            def take(step: int) -> Tensor:
-                for wanted in (step, step + 1):
-                    if wanted < steps and wanted not in ahead:
-                        ahead[wanted] = reader.submit(read, wanted)
-                return ahead.pop(step).result().to(self.device)
-
-            yield take
+        with closing(_Ahead(lambda step: self.cache.read(rows_at(step)), steps)) as ahead:
+            yield lambda step: ahead(step).to(self.device)
 
 
 @dataclass(frozen=True)
 class StreamedLatents:
     """Latents of pictures that are decoded by worker processes and encoded for each step.
+
+    Memory and caches hold what the encoder gives in float32. Here it runs in the precision of
+    the training, as it encodes anew in every step.
 
     Attributes:
         pictures: the data set.
@@ -119,39 +130,56 @@ class StreamedLatents:
 
     @contextmanager
     def feed(self, rows_at: RowsAt, steps: int) -> Iterator[Feed]:
-        stream = _Stream(self, rows_at, steps)
-        try:
-            yield stream
-        finally:
-            stream.close()
+        with closing(_Stream(self, rows_at, steps)) as stream:
+            if self.device.type != "cuda":
+                yield stream  # the processor is busy with the training; workers decode ahead
+                return
+            with closing(_Ahead(stream, steps)) as ahead:
+                yield lambda step: _taken_over(ahead(step))
+
+
+def _taken_over(latents: Tensor) -> Tensor:
+    """Tell CUDA's allocator that the training uses what the encoder's stream has made."""
+    latents.record_stream(torch.cuda.current_stream(latents.device))
+    return latents
 
 
 class _Stream:
-    """On CUDA the next step is encoded on a stream of its own while the present one trains."""
+    """Encodes the steps one after the other; on CUDA on a stream of its own."""
 
     def __init__(self, data: StreamedLatents, rows_at: RowsAt, steps: int) -> None:
         self._data, self._rows_at, self._steps = data, rows_at, steps
         self._batches: Generator[tuple[Tensor, list[int]], None, None] | None = None
         self._next = -1  # the step whose pictures come next
-        self._ahead: Tensor | None = None
         self._side = torch.cuda.Stream(data.device) if data.device.type == "cuda" else None
         if self._side:
             # The encoder's weights may still be on their way.
             self._side.wait_stream(torch.cuda.current_stream(data.device))
 
     def __call__(self, step: int) -> Tensor:
-        if step != self._next - (self._ahead is not None):
+        """Latents of a step, ready for any stream."""
+        if step != self._next:
             self._start_at(step)
-        latents = self._encode() if self._ahead is None else self._ahead
-        self._ahead = None
-        if self._side is None:
-            return latents
-        training = torch.cuda.current_stream(self._data.device)
-        training.wait_stream(self._side)
-        latents.record_stream(training)  # or its memory would be used again too early
-        if self._next < self._steps:
-            self._ahead = self._encode()
+        assert self._batches, "a stream has been started"
+        data, rows = self._data, self._rows_at(step)
+        count = math.ceil(len(rows) / _STREAM_BATCH)
+        pictures = (self._near(images) for images, _ in islice(self._batches, count))
+        with (
+            torch.cuda.stream(self._side) if self._side else nullcontext(),
+            network_precision(data.device, data.precision),
+        ):
+            latents = torch.empty(len(rows), *data.rae.latent_shape, device=data.device)
+            parts = encoded(data.rae, pictures, data.device)
+            for place, part in zip(latents.split(_STREAM_BATCH), parts, strict=True):
+                place.copy_(part)
+        if self._side:
+            self._side.synchronize()
+        self._next += 1
         return latents
+
+    def _near(self, images: Tensor) -> Tensor:
+        """Where CUDA can fetch pictures from without holding up the processor."""
+        return images.pin_memory() if self._side else images
 
     def close(self) -> None:
         """End the workers."""
@@ -161,28 +189,17 @@ class _Stream:
     def _start_at(self, step: int) -> None:
         self.close()
         data = self._data
+        self._next = step
         self._batches = read_batches(
             data.pictures,
             self._wanted(step),
             workers=data.workers,
+            ahead=math.ceil(len(self._rows_at(step)) / _STREAM_BATCH),
             substitute=True,
             bad=data.bad,
         )
-        self._next, self._ahead = step, None
 
     def _wanted(self, start: int) -> Iterator[list[int]]:
         for step in range(start, self._steps):
             for rows in self._rows_at(step).split(_STREAM_BATCH):
                 yield rows.tolist()
-
-    def _encode(self) -> Tensor:
-        """Latents of the next step."""
-        assert self._batches, "a step is taken once its stream has been started"
-        data, count = self._data, math.ceil(len(self._rows_at(self._next)) / _STREAM_BATCH)
-        pictures = (images for images, _ in islice(self._batches, count))
-        self._next += 1
-        with (
-            torch.cuda.stream(self._side) if self._side else nullcontext(),
-            network_precision(data.device, data.precision),
-        ):
-            return torch.cat(list(encoded(data.rae, pictures, data.device)))

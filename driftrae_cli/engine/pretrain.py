@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 
 from driftrae_cli.data.images import LabeledImages
-from driftrae_cli.data.sampler import ClassIndex
 from driftrae_cli.engine.build import (
     PretrainConfig,
     autoencoder_weights,
@@ -34,6 +33,7 @@ from driftrae_cli.engine.latent_data import (
     open_data,
     open_pictures,
     prepare_latents,
+    read_pictures,
 )
 from driftrae_cli.engine.latent_feeds import MemoryLatents
 from driftrae_cli.engine.latents import encode_all, measure_statistics
@@ -129,8 +129,9 @@ def pretrain(
             "one with --rae"
         )
     size = config.data.image_size
-    data = load_pictures(config.data, size, reporter)
-    with open_run(out, config, {}, where, open_pictures(config.data, size).fingerprint):
+    pictures = open_pictures(config.data, size)
+    with open_run(out, config, {}, where, pictures.fingerprint):
+        data = read_pictures(pictures, config.data, reporter)
         return _pretrain(_Run(config, out, data, reporter, where))
 
 
@@ -140,7 +141,6 @@ def _with_autoencoder(
     """The teacher alone, on latents of an autoencoder that exists."""
     autoencoder = load_rae(rae, device, reporter)
     data = open_data(config.data, autoencoder)
-    ClassIndex.of(data.labels, data.class_names)
     weights = {"rae": obtain(rae, reporter)}
     if config.teacher.init:
         weights["teacher.init"] = model_file(config.teacher.init, reporter)

@@ -14,6 +14,7 @@ from driftrae_cli.engine.pretrain_objectives import VelocityBatches, VelocityObj
 from driftrae_cli.engine.report import Reporter
 from driftrae_cli.engine.runtime import generator
 from driftrae_cli.engine.train import train
+from driftrae_cli.errors import ConfigError
 from driftrae_cli.flow.path import shift_for
 from driftrae_cli.models.ditdh import DiTDH
 from driftrae_cli.models.rae import RAE
@@ -44,7 +45,7 @@ def new_teacher(
     """The teacher of a recipe, before it is trained.
 
     Raises:
-        ConfigError: `teacher.init` makes other latents than `rae` has.
+        ConfigError: `teacher.init` is no teacher, or makes other latents than `rae` has.
     """
     settings, names = config.teacher, tuple(class_names)
     D, H, W = rae.latent_shape
@@ -54,6 +55,8 @@ def new_teacher(
         shift = settings.time_shift or shift_for(D * H * W)
         return FlowCheckpoint(model, "teacher", None, shift, names)
     flow = load_flow(settings.init, device, reporter)
+    if flow.role != "teacher":
+        raise ConfigError(f"teacher.init: {settings.init} is a {flow.role}; give a flow teacher")
     check_latents(flow, rae)
     return replace(
         flow,

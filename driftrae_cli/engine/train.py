@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from driftrae_cli.engine.checkpoint import TrainingState, load_latest, save_checkpoint
 from driftrae_cli.engine.ema import Network, WeightAverage, decay_at
 from driftrae_cli.engine.report import Reporter
-from driftrae_cli.errors import NumericsError
+from driftrae_cli.errors import DataError, NumericsError
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,14 @@ class StepOutput:
         loss: scalar to differentiate.
         metrics: numbers or scalar tensors to log, read only when they are logged.
         samples: gradient-carrying samples of this step, for the throughput.
+        backward: adds the loss's gradients to the parameters, where differentiating `loss`
+            itself would need too much memory.
     """
 
     loss: Tensor
     metrics: Mapping[str, Tensor | float]
     samples: int
+    backward: Callable[[], None] | None = None
 
 
 Trained = TypeVar("Trained", bound=nn.Module, covariant=True)
@@ -167,6 +170,7 @@ def train(
 
     Raises:
         NumericsError: the loss or gradient is no longer finite.
+        DataError: of the objective, once the state before that step is on disk.
         WeightsError: a checkpoint in `folder` is damaged or of another network.
         KeyboardInterrupt: after Ctrl-C, once the state is on disk.
     """
@@ -185,7 +189,12 @@ def train(
     with stop.listening():
         clock, samples = time.perf_counter(), 0
         for step in range(start, settings.steps):
-            output, grad_norm = _update(objective, state, settings, step)
+            try:
+                output, grad_norm = _update(objective, state, settings, step)
+            except DataError:
+                if step > start:  # data can be mended, and the run go on from here
+                    save_checkpoint(checkpoints, step, state)
+                raise
             samples += output.samples
             done = step + 1
             last = done == settings.steps
@@ -218,7 +227,7 @@ def _update(
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate_at(step, settings)
     output = objective(step)
-    output.loss.backward()
+    (output.backward or output.loss.backward)()
     grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), settings.clip_norm)
     if not torch.isfinite(grad_norm):
         raise NumericsError(

@@ -8,7 +8,7 @@ from PIL import Image
 from driftrae_cli.data.shapes import render
 from driftrae_cli.engine.analyze import LatentAnalysis, analyze
 from driftrae_cli.engine.report import NullReporter
-from driftrae_cli.errors import ConfigError, NumericsError
+from driftrae_cli.errors import ConfigError, DataError, NumericsError
 
 
 def _folder(root: Path, size: int) -> str:
@@ -21,9 +21,11 @@ def _folder(root: Path, size: int) -> str:
     return str(root)
 
 
-def _analyze(data: str, classes: int | None = None, samples: int = 500) -> LatentAnalysis:
+def _analyze(
+    data: str, classes: int | None = None, samples: int = 500, max_bad: int = 0
+) -> LatentAnalysis:
     return analyze(
-        "shapes-rae", data=data, classes=classes, samples=samples,
+        "shapes-rae", data=data, classes=classes, samples=samples, max_bad=max_bad,
         reporter=NullReporter(), device="cpu",
     )  # fmt: skip
 
@@ -54,3 +56,11 @@ def test_a_class_of_one_picture_is_refused_before_encoding(
     monkeypatch.setattr("driftrae_cli.engine.analyze.encode_all", None)
     with pytest.raises(NumericsError, match=r"class 5: 1 picture\(s\) .* at least 2"):
         _analyze(_folder(tmp_path, 15))
+
+
+def test_bad_pictures_are_left_out_as_far_as_allowed(tmp_path: Path) -> None:
+    data = _folder(tmp_path, 40)
+    (tmp_path / "7" / "017.png").write_bytes(b"text")
+    assert _analyze(data, max_bad=1).samples == 3
+    with pytest.raises(DataError, match=r"017\.png: not a readable picture"):
+        _analyze(data)

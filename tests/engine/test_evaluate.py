@@ -1,9 +1,11 @@
 """Scores compare class numbers: they must mean the same everywhere."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from driftrae_cli.data.images import LabeledImages
 from driftrae_cli.data.shapes import CLASS_NAMES, render
@@ -16,7 +18,7 @@ from driftrae_cli.engine.evaluate import (
 )
 from driftrae_cli.engine.load import flow_metadata, load_rae
 from driftrae_cli.engine.report import NullReporter
-from driftrae_cli.errors import ConfigError, NumericsError, WeightsError
+from driftrae_cli.errors import ConfigError, DataError, NumericsError, WeightsError
 from driftrae_cli.models.decoder import DecoderConfig
 from driftrae_cli.models.ditdh import DiTDH, DiTDHConfig
 from driftrae_cli.models.encoder import EncoderConfig
@@ -36,9 +38,11 @@ def _student(folder: Path, names: tuple[str, ...] = CLASS_NAMES, rae: str = "sha
     return str(path)
 
 
-def _score(target: str, scorer: str = "shapes-scorer", **options: str) -> Evaluation:
+def _score(
+    target: str, scorer: str = "shapes-scorer", data: str = "shapes", **options: Any
+) -> Evaluation:
     return evaluate(
-        [target], data="shapes", per_class=2, steps=[1], seed=0, scorer=scorer,
+        [target], data=data, per_class=4, steps=[1], seed=0, scorer=scorer,
         reporter=NullReporter(), device="cpu", **options,
     )  # fmt: skip
 
@@ -61,6 +65,22 @@ def _score(target: str, scorer: str = "shapes-scorer", **options: str) -> Evalua
 def test_other_classes_are_refused(tmp_path: Path, names: tuple[str, ...], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         _score(_student(tmp_path, names))
+
+
+def test_as_many_pictures_may_be_unreadable_as_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for image, label in zip(*render(range(40), seed=0), strict=True):
+        place = tmp_path / "p" / CLASS_NAMES[label]
+        place.mkdir(parents=True, exist_ok=True)
+        name = f"{len(list(place.iterdir()))}.png"
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(place / name)
+    (tmp_path / "p" / "star" / "0.png").write_bytes(b"text")
+    student = _student(tmp_path, tuple(sorted(CLASS_NAMES)))
+    data = {"data": str(tmp_path / "p")}
+    assert _score(student, max_bad=1, **data).reference_pictures == 39
+    with pytest.raises(DataError, match=r"0\.png: not a readable picture"):
+        _score(student, **data)
 
 
 def test_a_scoring_network_of_other_classes_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """Memory, cache and stream give a step the same latents, whatever works ahead."""
 
-from collections.abc import Callable
+import multiprocessing
+import threading
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +12,12 @@ import torch
 from PIL import Image
 
 from driftrae_cli.config.schema import DataConfig
+from driftrae_cli.data.latent_cache import LatentCache
+from driftrae_cli.data.reading import BadFiles
 from driftrae_cli.data.shapes import CLASS_NAMES, render
+from driftrae_cli.data.sources import ShapesSource
 from driftrae_cli.engine.encode import encode
-from driftrae_cli.engine.latent_data import OpenData, open_data, prepare_latents
+from driftrae_cli.engine.latent_data import OpenData, decode_workers, open_data, prepare_latents
 from driftrae_cli.engine.latent_feeds import LatentData, MemoryLatents, StreamedLatents
 from driftrae_cli.engine.load import load_rae
 from driftrae_cli.engine.report import NullReporter
@@ -85,7 +91,7 @@ def test_a_cache_equals_memory(folder: Path, in_memory: LatentData, tmp_path: Pa
         torch.testing.assert_close(one, other, rtol=2e-3, atol=1e-4)
 
 
-def test_steps_of_a_cache_are_read_ahead_but_never_behind_the_last(tmp_path: Path) -> None:
+def test_nothing_is_read_behind_the_last_step(tmp_path: Path) -> None:
     encode(
         DataConfig(source="shapes", per_class=2), "shapes-rae", tmp_path / "c",
         dtype="bf16", reporter=NullReporter(), device="cpu",
@@ -100,6 +106,107 @@ def test_steps_of_a_cache_are_read_ahead_but_never_behind_the_last(tmp_path: Pat
         for step in range(3):
             feed(step)
     assert asked == [0, 1, 2]
+
+
+@pytest.mark.parametrize("latents", ["auto", "memory"])
+def test_all_kinds_have_the_teachers_labels(folder: Path, tmp_path: Path, latents: str) -> None:
+    """Which need not be those of the folders, nor those of the cache."""
+    encode(
+        DataConfig(source=str(folder)), "shapes-rae", tmp_path / "c",
+        dtype="float16", reporter=NullReporter(), device="cpu",
+    )  # fmt: skip
+    rae = load_rae("shapes-rae", CPU)
+    for config in (
+        DataConfig(source=str(folder), latents="stream"),
+        DataConfig(source=str(folder), latents=latents),  # type: ignore[arg-type]
+        DataConfig(source=str(tmp_path / "c"), latents=latents),  # type: ignore[arg-type]
+    ):
+        data = open_data(config, rae)
+        others = (data.labels + 3) % 10
+        ready = prepare_latents(
+            data, others, CLASS_NAMES, config, rae, CPU, "float32", NullReporter()
+        )
+        assert torch.equal(ready.labels, others) and ready.class_names == CLASS_NAMES
+
+
+def test_the_next_step_of_a_cache_is_read_while_this_one_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode(
+        DataConfig(source="shapes", per_class=2), "shapes-rae", tmp_path / "c",
+        dtype="bf16", reporter=NullReporter(), device="cpu",
+    )  # fmt: skip
+    read, second_begun = LatentCache.read, threading.Event()
+
+    def noticed(cache: LatentCache, rows: torch.Tensor) -> torch.Tensor:
+        if rows.tolist() == [1]:
+            second_begun.set()
+        return read(cache, rows)
+
+    monkeypatch.setattr(LatentCache, "read", noticed)
+    cached = _prepared(DataConfig(source=str(tmp_path / "c")))
+    with cached.feed(lambda step: torch.tensor([step]), 3) as feed:
+        feed(0)
+        assert second_begun.wait(timeout=20)
+
+
+class _Marking(ShapesSource):
+    """Leaves a file for every picture that is decoded, in whatever process."""
+
+    place: Path
+
+    def read_many(self, rows: Sequence[int]) -> torch.Tensor:
+        for row in rows:
+            (self.place / str(row)).touch()
+        return super().read_many(rows)
+
+
+def _marked_stream(place: Path, workers: int, per_class: int = 100) -> StreamedLatents:
+    place.mkdir()
+    source = _Marking(0, per_class)
+    object.__setattr__(source, "place", place)
+    return StreamedLatents(
+        source, source.labels, CLASS_NAMES, load_rae("shapes-rae", CPU), CPU, "float32",
+        workers, BadFiles(0, print),
+    )  # fmt: skip
+
+
+def test_pictures_of_the_whole_next_step_are_decoded_while_this_one_trains(
+    tmp_path: Path,
+) -> None:
+    """A step of fifteen batches, where each of two workers would prepare two by default."""
+    seen, steps = tmp_path / "seen", torch.arange(2000).split(960)
+    stream = _marked_stream(seen, workers=2, per_class=200)
+    with stream.feed(lambda step: steps[step], 2) as feed:
+        feed(0)
+        deadline = time.monotonic() + 30
+        while len(list(seen.iterdir())) < 1920:
+            assert time.monotonic() < deadline, "the second step is not decoded ahead"
+            time.sleep(0.05)
+
+
+def test_a_stream_that_jumps_ends_its_old_workers(tmp_path: Path) -> None:
+    stream = _marked_stream(tmp_path / "seen", workers=2)
+    before = len(multiprocessing.active_children())
+    with stream.feed(lambda step: torch.tensor([step]), 9) as feed:
+        for step in (0, 5, 2, 7):
+            feed(step)
+        assert len(multiprocessing.active_children()) == before + 2
+    assert len(multiprocessing.active_children()) == before
+
+
+def test_how_many_processes_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    assert [decode_workers(None, n) for n in (100, 10_000)] == [0, 6]
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    assert decode_workers(None, 10_000) == 16
+    assert [decode_workers(k, 10_000) for k in (0, 40)] == [0, 40]
+
+
+def test_nothing_that_can_be_read_is_no_traceback(folder: Path, tmp_path: Path) -> None:
+    copy = _with_damage(folder, tmp_path / "p", lambda p: True)
+    with pytest.raises(DataError, match="no pictures for class bar, crescent"):
+        _prepared(DataConfig(source=str(copy), max_bad=200))
 
 
 def test_mirrored_pictures_are_rows_of_their_own(folder: Path) -> None:

@@ -16,6 +16,7 @@ from driftrae_cli.engine.report import NullReporter
 
 FEW = [
     "step.classes=2", "step.positives=4", "step.grad_negatives=2", "step.detached_negatives=3",
+    "step.micro_batch=3",
     "optim.steps=2", "precision=float32",
 ]  # fmt: skip
 

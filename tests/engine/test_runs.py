@@ -15,6 +15,7 @@ from driftrae_cli.data.shapes import CLASS_NAMES, render
 from driftrae_cli.engine import train as training
 from driftrae_cli.engine.analyze import analyze
 from driftrae_cli.engine.distill import distill, labels_for
+from driftrae_cli.engine.encode import encode
 from driftrae_cli.engine.evaluate import evaluate
 from driftrae_cli.engine.latent_data import OpenData, load_pictures, open_data
 from driftrae_cli.engine.latents import encode_all
@@ -23,9 +24,11 @@ from driftrae_cli.engine.pretrain import pretrain
 from driftrae_cli.engine.report import NullReporter
 from driftrae_cli.engine.rundir import open_run
 from driftrae_cli.engine.teacher import new_teacher
-from driftrae_cli.errors import ConfigError, OutputError
+from driftrae_cli.errors import ConfigError, DataError, OutputError
 from driftrae_cli.hub import BUILT_IN
-from driftrae_cli.models.decoder import ViTDecoder
+from driftrae_cli.models.decoder import DecoderConfig, ViTDecoder
+from driftrae_cli.models.encoder import EncoderConfig
+from driftrae_cli.models.rae import RAE, RAEConfig
 from driftrae_cli.models.weights import read_tensors, save_model
 
 SMALL = [
@@ -63,8 +66,19 @@ def test_a_run_leaves_everything_it_promises(tmp_path: Path) -> None:
     assert sum(name.startswith("field/") for name in line) > 0
 
 
-def test_a_broken_off_run_resumes_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, _ = read_tensors(Path(_distill(tmp_path / "whole")))
+@pytest.mark.parametrize("latents", ["memory", "stream", "cache"])
+def test_a_broken_off_run_resumes_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, latents: str
+) -> None:
+    data = [f"data.latents={latents}"]
+    if latents == "cache":
+        pictures = DataConfig(source="shapes", per_class=20)
+        encode(
+            pictures, "shapes-rae", tmp_path / "cache",
+            dtype="bf16", reporter=NullReporter(), device="cpu",
+        )  # fmt: skip
+        data = [f"data.source={tmp_path / 'cache'}", "data.per_class=null"]
+    whole, _ = read_tensors(Path(_distill(tmp_path / "whole", *data)))
     update = training._update
 
     def breaks_off(objective, state, settings, step):  # type: ignore[no-untyped-def]
@@ -75,9 +89,26 @@ def test_a_broken_off_run_resumes_exactly(tmp_path: Path, monkeypatch: pytest.Mo
     with monkeypatch.context() as patch:
         patch.setattr(training, "_update", breaks_off)
         with pytest.raises(RuntimeError, match="power cut"):
-            _distill(tmp_path / "parts")
-    resumed, _ = read_tensors(Path(_distill(tmp_path / "parts")))
+            _distill(tmp_path / "parts", *data)
+    resumed, _ = read_tensors(Path(_distill(tmp_path / "parts", *data)))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_run_that_bad_pictures_ended_goes_on_when_more_are_allowed(tmp_path: Path) -> None:
+    folder = _shapes_folder(tmp_path / "pictures", {})
+    for path in sorted((folder / "star").iterdir())[:3]:
+        path.write_bytes(b"text")
+    given = [f"data.source={folder}", "data.per_class=null", "data.latents=stream"]
+    few = ["step.classes=1", "step.positives=12", "optim.steps=12", "log.checkpoint_every=100"]
+    whole, _ = read_tensors(Path(_distill(tmp_path / "whole", *given, *few)))
+    with pytest.raises(DataError, match="2 pictures cannot be read, more than the 1"):
+        _distill(tmp_path / "parts", *given, *few, "data.max_bad=1")
+    [checkpoint] = (tmp_path / "parts" / "checkpoints").iterdir()
+    assert checkpoint.name != "step-0000000.safetensors", "what was done is kept"
+    resumed = _distill(tmp_path / "parts", *given, *few, "data.max_bad=9", "data.workers=1")
+    tensors, _ = read_tensors(Path(resumed))
+    assert all(torch.equal(whole[name], tensors[name]) for name in whole)
+    assert "max_bad: 9" in (tmp_path / "parts" / "config.yaml").read_text()
 
 
 def test_a_finished_run_says_so_and_a_changed_one_is_refused(tmp_path: Path) -> None:
@@ -226,11 +257,61 @@ def test_a_run_notices_that_its_pictures_have_changed(tmp_path: Path) -> None:
 
 
 def test_a_run_does_not_depend_on_how_its_latents_come(tmp_path: Path) -> None:
-    streamed = ["data.latents=stream", "data.workers=2"]
-    one, _ = read_tensors(Path(_distill(tmp_path / "a", "storage=float32")))
-    two, _ = read_tensors(Path(_distill(tmp_path / "b", "storage=float32", *streamed)))
-    for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4)
+    """Folders and caches count classes by name, the teacher does not."""
+    folder = _shapes_folder(tmp_path / "pictures", {})
+    encode(
+        DataConfig(source=str(folder)), "shapes-rae", tmp_path / "cache",
+        dtype="float16", reporter=NullReporter(), device="cpu",
+    )  # fmt: skip
+    given = ["storage=float32", "data.per_class=null", "step.classes=3"]
+    from_folder = [f"data.source={folder}", "data.workers=2"]
+    sources = {
+        "memory": from_folder,
+        "stream": [*from_folder, "data.latents=stream"],
+        "cache": [f"data.source={tmp_path / 'cache'}"],
+        "cache in memory": [f"data.source={tmp_path / 'cache'}", "data.latents=memory"],
+    }
+    students = {
+        name: read_tensors(Path(_distill(tmp_path / "runs" / name, *given, *source)))[0]
+        for name, source in sources.items()
+    }
+    start, _ = read_tensors(BUILT_IN["shapes-teacher"])
+    moved = {k: (v - start[k].float()).norm() for k, v in students["memory"].items()}
+    for name, student in students.items():
+        for key, tensor in student.items():
+            error = (tensor - students["memory"][key]).norm()
+            assert error <= 0.2 * moved[key], (name, key)
+
+
+@pytest.mark.parametrize("latents", ["memory", "stream"])
+def test_a_class_without_a_readable_picture_is_refused(tmp_path: Path, latents: str) -> None:
+    folder = _shapes_folder(tmp_path / "pictures", {})
+    for path in (folder / "star").iterdir():
+        path.write_bytes(b"text")
+    given = [f"data.source={folder}", "data.max_bad=99", f"data.latents={latents}"]
+    with pytest.raises(DataError, match="star"):
+        _teacher(tmp_path / "teacher", *given, "data.per_class=null", "teacher.batch=64")
+    with pytest.raises(DataError, match="star"):
+        _distill(tmp_path / "student", *given, "data.per_class=null")
+
+
+def _other_rae(path: Path) -> Path:
+    """An autoencoder of other latents than the built-in one."""
+    encoder = EncoderConfig(16, 1, 2, 2.0, patch_size=8, image_size=32, registers=0)
+    decoder = DecoderConfig(16, 16, 1, 2, 16, patch_size=8, num_tokens=16)
+    rae = RAE(RAEConfig(encoder, decoder, input_size=32, grid=4))
+    save_model(path, rae, "rae", rae.config)
+    return path
+
+
+def test_models_of_different_latents_are_refused_before_the_run_exists(tmp_path: Path) -> None:
+    rae = _other_rae(tmp_path / "rae.safetensors")
+    text = "the teacher makes latents of shape 64x4x4, the autoencoder has 16x4x4"
+    with pytest.raises(ConfigError, match=text):
+        _distill(tmp_path / "run", f"rae={rae}")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match=text):
+        _teacher(tmp_path / "run", "teacher.init=shapes-teacher", f"rae={rae}")
 
 
 def test_a_student_inherits_its_teachers_licence(tmp_path: Path) -> None:
@@ -405,6 +486,19 @@ def test_a_teacher_of_new_classes_starts_from_another(tmp_path: Path) -> None:
     teacher = _teacher(tmp_path / "run", "teacher.init=shapes-teacher", f"data.source={folder}")
     flow = load_flow(teacher, cpu)
     assert flow.class_names == tuple(sorted({*CLASS_NAMES, "moon"} - {"star"}))
+
+
+def test_a_teacher_does_not_start_from_a_student(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"teacher\.init: shapes-student is a student"):
+        _teacher(tmp_path / "run", "teacher.init=shapes-student")
+
+
+def test_time_shift_and_hash_of_a_teacher_to_start_from(tmp_path: Path) -> None:
+    given = ["teacher.init=shapes-teacher", "teacher.time_shift=2.5"]
+    teacher = _teacher(tmp_path / "run", *given)
+    assert load_flow(teacher, torch.device("cpu")).shift == 2.5
+    weights = json.loads((tmp_path / "run" / "run.json").read_text())["weights"]
+    assert set(weights) == {"rae", "teacher.init"}
 
 
 def test_a_teacher_to_start_from_needs_its_autoencoder(tmp_path: Path) -> None:
