@@ -11,7 +11,8 @@ from driftrae_cli.cli.progress import reporter
 
 def analyze_latent(
     space: Annotated[
-        str, typer.Argument(metavar="RAE", help="Autoencoder: a file or built-in model.")
+        str,
+        typer.Argument(metavar="RAE", help="Autoencoder: a file, known name or hf:// reference."),
     ] = "shapes-rae",
     data: Data = "shapes",
     classes: Annotated[

@@ -8,6 +8,7 @@ from driftrae_cli.cli.options import (
     Json,
     Recipe,
     RecipeData,
+    RecipeMaxBad,
     RecipeRAE,
     RecipeTeacher,
     RunDir,
@@ -25,6 +26,7 @@ def distill(
     data: RecipeData = None,
     teacher: RecipeTeacher = None,
     rae: RecipeRAE = None,
+    max_bad: RecipeMaxBad = None,
     out: RunDir = None,
     set_: Set = None,
     dry_run: DryRun = False,
@@ -43,7 +45,9 @@ def distill(
       driftrae distill own-data --data photos/ --teacher runs/own-data-pretrain
       driftrae distill my-recipe.yaml --dry-run
     """
-    named = named_fields({"data.source": data, "teacher": teacher, "rae": rae})
+    named = named_fields(
+        {"data.source": data, "data.max_bad": max_bad, "teacher": teacher, "rae": rae}
+    )
     config = load(recipe, [*named, *(set_ or [])], DistillConfig)
     folder = out or Path("runs", recipe_name(recipe))
     if dry_run:

@@ -12,7 +12,7 @@ from driftrae_cli.cli.progress import reporter
 def eval_fid(
     targets: Annotated[
         list[str],
-        typer.Argument(metavar="CHECKPOINT", help="Files, run directories or built-in models."),
+        typer.Argument(metavar="CHECKPOINT", help="Files, runs, known names or hf:// references."),
     ],
     data: Data = "shapes",
     per_class: Annotated[

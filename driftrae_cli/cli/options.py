@@ -49,6 +49,12 @@ ClassMap = Annotated[
     typer.Option(metavar="FILE", help="Lines 'folder number'.  [default: folders in order]"),
 ]
 Flip = Annotated[bool, typer.Option("--flip", help="Add every picture mirrored.")]
+RecipeMaxBad = Annotated[
+    int | None,
+    typer.Option(
+        "--max-bad", min=0, help="Unreadable pictures to skip.  [default: the recipe's, 10]"
+    ),
+]
 MaxBad = Annotated[int, typer.Option(min=0, help="Unreadable pictures to skip before stopping.")]
 Workers = Annotated[
     int | None, typer.Option(min=0, help="Processes that decode.  [default: one per core]")
@@ -62,11 +68,11 @@ RAERef = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 
-def named_fields(given: Mapping[str, str | None]) -> list[str]:
+def named_fields(given: Mapping[str, str | int | None]) -> list[str]:
     """Options that name a field of a recipe, written as `--set` takes them."""
     # JSON quotes text so that YAML reads it as text, whatever it looks like.
     return [
-        f"{field}={json.dumps(text, ensure_ascii=False)}"
-        for field, text in given.items()
-        if text is not None
+        f"{field}={json.dumps(value, ensure_ascii=False)}"
+        for field, value in given.items()
+        if value is not None
     ]

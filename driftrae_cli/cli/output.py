@@ -54,14 +54,18 @@ def pictures_text(data: DataConfig) -> str:
 
 
 def print_text(result: Any) -> None:
-    """A line per field; tuples of dataclasses as tables below.
+    """A line per field that has a value; tuples of dataclasses as tables below.
 
     Everything is wrapped in `Text`, or rich reads [markup] and :emoji: in names of files.
     """
     out = console()
     values = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
     tables = {name: rows for name, rows in values.items() if _is_table(rows)}
-    lines = {name: value for name, value in values.items() if name not in tables}
+    lines = {
+        name: value
+        for name, value in values.items()
+        if name not in tables and value is not None and value != ()
+    }
     width = max(map(len, lines), default=0)
     for name, value in lines.items():
         out.print(Text(f"{_heading(name):<{width}}  {_cell(value)}"))

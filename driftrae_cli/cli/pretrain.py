@@ -8,6 +8,7 @@ from driftrae_cli.cli.options import (
     Json,
     Recipe,
     RecipeData,
+    RecipeMaxBad,
     RecipeRAE,
     RunDir,
     Set,
@@ -23,6 +24,7 @@ def pretrain(
     recipe: Recipe,
     data: RecipeData = None,
     rae: RecipeRAE = None,
+    max_bad: RecipeMaxBad = None,
     out: RunDir = None,
     set_: Set = None,
     dry_run: DryRun = False,
@@ -42,7 +44,7 @@ def pretrain(
       driftrae pretrain shapes-pretrain --dry-run
       driftrae pretrain own-data-pretrain --data photos/ --rae rae-dinov2-b
     """
-    named = named_fields({"data.source": data, "rae": rae})
+    named = named_fields({"data.source": data, "data.max_bad": max_bad, "rae": rae})
     config = load(recipe, [*named, *(set_ or [])], PretrainConfig)
     folder = out or Path("runs", recipe_name(recipe))
     if dry_run:

@@ -12,7 +12,8 @@ from driftrae_cli.cli.progress import reporter
 
 def sample(
     checkpoint: Annotated[
-        str, typer.Argument(metavar="CHECKPOINT", help="A file, run directory or built-in model.")
+        str,
+        typer.Argument(metavar="CHECKPOINT", help="A file, run, known name or hf:// reference."),
     ],
     classes: Annotated[
         str, typer.Option(metavar="all|LIST", help="Names or numbers, separated by commas.")

@@ -82,6 +82,8 @@ def analyze(
     if not 1 <= count <= total:
         raise ConfigError(f"--classes {count}: the data set has {total} classes")
     used, each = _equally_many(images, count)
+    if each * count < int((images.labels < count).sum()):
+        reporter.message(f"the smallest class has {each} pictures, so {each} of each are measured")
     latents = encode_all(rae, used, where, reporter)
     per_class = [_measure(_class_tokens(latents, label)) for label in range(count)]
     pr, se, nn_token, nn_latent = torch.tensor(per_class, dtype=torch.float64).mean(0).tolist()

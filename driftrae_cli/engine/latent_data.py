@@ -57,7 +57,7 @@ def open_data(config: DataConfig, rae: RAE) -> OpenData:
         DataError: missing, damaged, or a cache that was made with another encoder.
         ConfigError: a setting for pictures, with a cache.
     """
-    if is_cache(config.source):
+    if is_cache(_expanded(config.source)):
         return _open_cache(config, rae)
     pictures = open_pictures(config, rae.config.image_size)
     return OpenData(
@@ -77,11 +77,11 @@ def open_pictures(config: DataConfig, image_size: int) -> ImageSource:
         DataError: they are missing, or a class is empty.
     """
     return open_source(
-        config.source,
+        _expanded(config.source),
         image_size,
         per_class=config.per_class,
         seed=config.seed,
-        class_map=Path(config.class_map) if config.class_map else None,
+        class_map=Path(config.class_map).expanduser() if config.class_map else None,
         flip=config.flip,
     )
 
@@ -110,8 +110,13 @@ def is_numbered(config: DataConfig, pictures: ImageSource) -> bool:
     return pictures.numbered or config.class_map is not None
 
 
+def _expanded(source: str) -> str:
+    """With the home folder for `~`, which a shell leaves in quotes, recipes and `--set`."""
+    return os.path.expanduser(source)
+
+
 def _open_cache(config: DataConfig, rae: RAE) -> OpenData:
-    cache = LatentCache.open(config.source)
+    cache = LatentCache.open(_expanded(config.source))
     given = {"per_class": config.per_class, "class_map": config.class_map}
     for name, value in given.items():
         if value is not None:

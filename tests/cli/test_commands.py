@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from driftrae_cli.cli.app import app
+from driftrae_cli.cli.output import print_result
 from driftrae_cli.config.load import load
 from driftrae_cli.config.schema import DataConfig, DistillConfig, PretrainConfig
 from driftrae_cli.errors import NumericsError
@@ -81,13 +82,15 @@ def test_training_commands(engine, command, recipe, schema, override):
 def test_a_recipe_takes_data_and_models_from_the_command_line(engine, name):
     calls = engine("distill", "distill")
     named = ["--data", name, "--teacher", f"{name}.t", "--rae", f"{name}.r"]
-    assert driftrae("distill", "imagenet256-l", *named).exit_code == 0
+    assert driftrae("distill", "imagenet256-l", *named, "--max-bad", "3").exit_code == 0
     [((config, _), _)] = calls
+    assert config.data.max_bad == 3
     assert (config.data.source, config.teacher, config.rae) == (name, f"{name}.t", f"{name}.r")
     calls = engine("pretrain", "pretrain")
-    assert driftrae("pretrain", "own-data-pretrain", "--data", name, "--rae", name).exit_code == 0
+    given = ["--data", name, "--rae", name, "--max-bad", "0"]
+    assert driftrae("pretrain", "own-data-pretrain", *given).exit_code == 0
     [((config, _), _)] = calls
-    assert (config.data.source, config.rae) == (name, name)
+    assert (config.data.source, config.rae, config.data.max_bad) == (name, name, 0)
 
 
 @pytest.mark.parametrize(
@@ -209,6 +212,21 @@ def test_results_as_text(engine):
         ["name", "distance", "steps"],
         ["student", "3.142", "1"],
         ["[bold]real[/x]", "nan", "-"],
+    ]
+
+
+def test_fields_without_a_value_are_left_out_of_the_text(capsys):
+    @dataclass(frozen=True)
+    class Sparse:
+        out: str
+        scorer: str | None
+        scores: tuple[Row, ...]
+        finished: bool
+
+    print_result(Sparse("x", None, (), False), as_json=False)
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["out", "x"],
+        ["finished", "no"],
     ]
 
 

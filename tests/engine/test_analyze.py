@@ -30,10 +30,15 @@ def _analyze(
     )  # fmt: skip
 
 
-def test_every_class_counts_as_many_pictures_as_the_smallest(tmp_path: Path) -> None:
+def test_every_class_counts_as_many_pictures_as_the_smallest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = _folder(tmp_path, 35)
+    heard: list[str] = []
+    monkeypatch.setattr(NullReporter, "message", lambda _, text: heard.append(text))
     found = _analyze(data)
     assert (found.classes, found.samples) == (10, 3)
+    assert heard == ["the smallest class has 3 pictures, so 3 of each are measured"]
     small = _analyze(data, samples=3)
     assert found.participation_ratio == small.participation_ratio
 

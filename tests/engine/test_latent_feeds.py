@@ -246,6 +246,15 @@ def test_a_bad_picture_is_left_out_of_memory_and_replaced_in_a_stream(
         _prepared(replace(config, max_bad=0))
 
 
+def test_the_home_folder_may_be_abbreviated(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shell leaves `~` as it is in quotes and behind `=`, and YAML knows nothing of it."""
+    monkeypatch.setenv("HOME", str(folder.parent))
+    data = _prepared(DataConfig(source=f"~/{folder.name}"))
+    assert len(data.labels) == 120
+
+
 def test_large_sets_are_streamed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = 120 * 64 * 4 * 4 * 4
     for limit, kind in ((size, MemoryLatents), (size - 1, StreamedLatents)):
