@@ -46,7 +46,7 @@ PerClass = Annotated[
 ]
 ClassMap = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Lines 'folder number'.  [default: folders in order]"),
+    typer.Option(metavar="FILE", help="Lines 'class number'.  [default: folders in order]"),
 ]
 Flip = Annotated[bool, typer.Option("--flip", help="Add every picture mirrored.")]
 RecipeMaxBad = Annotated[

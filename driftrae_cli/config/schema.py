@@ -23,7 +23,7 @@ class DataConfig:
     per_class: int | None = setting(None, "pictures of each class; null takes all", min=2)
     seed: int = setting(0, "which shapes are drawn; nothing else has a use for it", min=0)
     class_map: str | None = setting(
-        None, "file with lines 'folder number'; by default folders count in order of name"
+        None, "file with lines 'class number'; by default class folders count in order of name"
     )
     flip: bool = setting(False, "add every picture mirrored")
     max_bad: int = setting(

@@ -44,6 +44,7 @@ def decode(content: bytes, image_size: int) -> Tensor:
 
     Raises:
         UnreadableError: damaged, cut off, not a picture, or too large to be meant as one.
+        MemoryError: there is no room for it.
     """
     if not content:
         raise UnreadableError("the file is empty")
@@ -55,6 +56,8 @@ def decode(content: bytes, image_size: int) -> Tensor:
                 square = centre_square(_rgb(_upright(picture)), image_size)
     except UnidentifiedImageError as error:
         raise UnreadableError("not a readable picture (of no known format)") from error
+    except MemoryError:  # says nothing of the file
+        raise
     except Exception as error:  # damaged files make Pillow raise nearly anything
         said = str(error) or type(error).__name__
         raise UnreadableError(f"not a readable picture ({said})") from error

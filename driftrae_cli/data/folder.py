@@ -1,15 +1,16 @@
 """Pictures in a folder: one folder per class, as ImageNet has them, or a flat one."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from driftrae_cli.data.class_map import read_class_map, refuse_class_map
 from driftrae_cli.data.crop import SUFFIXES, UnreadableError, decode
 from driftrae_cli.data.listing import (
     Listing,
@@ -73,7 +74,7 @@ def open_folder(
         folder: to read.
         image_size: rows and columns of the pictures.
         per_class: takes the first so many of each class, by name; None takes all.
-        class_map: a text file with a line `<folder> <class number>` for each folder.
+        class_map: a text file with a line `<folder> <number>` for each class folder.
 
     Raises:
         DataError: there are no pictures, some would be left out, or `class_map` does not fit.
@@ -83,8 +84,7 @@ def open_folder(
     loose = _pictures(folder, found)
     groups = {entry.name: _class_pictures(entry) for entry in folders}
     if loose and not any(groups.values()):
-        if class_map:
-            raise DataError(f"{class_map}: a class map is for class folders; {folder} has none")
+        refuse_class_map(class_map, folder)
         return _source(folder, image_size, per_class, {"": loose}, (Path(folder).resolve().name,))
     _check_classes(folder, folders, groups, loose)
     names = tuple(groups) if class_map is None else read_class_map(class_map, tuple(groups))
@@ -163,68 +163,3 @@ def _without_pictures(folders: Sequence[os.DirEntry[str]]) -> str:
         f"{', '.join(SUFFIXES)} (there: {there or 'nothing'}). "
         "Convert them, or move the folder away."
     )
-
-
-def read_class_map(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
-    """Folder names in the order that a class map gives them.
-
-    Args:
-        path: text file with a line `<folder> <class number>` for each folder; empty lines
-            and lines that begin with `#` are skipped.
-        folders: names of the class folders.
-
-    Raises:
-        DataError: a line is not of this form, or folders and lines do not match one to one,
-            or the numbers are not 0 to K-1.
-    """
-    numbers = dict[str, int]()
-    for place, name, number in _map_lines(path):
-        if name in numbers:
-            raise DataError(f"{path}: line {place}: folder {name} a second time")
-        numbers[name] = number
-    _check_all_named(path, folders, numbers)
-    if sorted(numbers.values()) != list(range(len(numbers))):
-        wrong = _wrong_numbers(numbers.values())
-        raise DataError(
-            f"{path}: {len(numbers)} folders need the class numbers 0 to {len(numbers) - 1}, "
-            f"each once; not so: {wrong}"
-        )
-    return tuple(sorted(numbers, key=numbers.__getitem__))
-
-
-def _map_lines(path: Path) -> Iterator[tuple[int, str, int]]:
-    """Line number, folder and class number of every line that says something."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a text file"
-        raise DataError(f"{path}: class map cannot be read ({reason})") from error
-    for place, line in enumerate(map(str.strip, lines), 1):
-        if not line or line.startswith("#"):
-            continue
-        words = line.rsplit(maxsplit=1)
-        if len(words) < 2 or not (words[1].isascii() and words[1].isdigit()):
-            raise DataError(f"{path}: line {place}: not '<folder> <class number>': {line}")
-        yield place, words[0], int(words[1])
-
-
-def _check_all_named(path: Path, folders: Sequence[str], numbers: dict[str, int]) -> None:
-    without_line = [name for name in folders if name not in numbers]
-    without_folder = [name for name in numbers if name not in set(folders)]
-    problems = [
-        f"{text} {some(names)}"
-        for text, names in (
-            ("folders without a line:", without_line),
-            ("lines without a folder:", without_folder),
-        )
-        if names
-    ]
-    if problems:
-        raise DataError(f"{path}: does not fit the class folders; {'; '.join(problems)}")
-
-
-def _wrong_numbers(numbers: Iterable[int]) -> str:
-    found = sorted(numbers)
-    twice = {a for a, b in pairwise(found) if a == b}
-    beyond = {number for number in found if number >= len(found)}
-    return some(map(str, sorted(twice | beyond)))

@@ -10,7 +10,8 @@ import dataclasses
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -56,6 +57,7 @@ class CacheIndex:
         shards: in order of their rows.
         skipped: pictures that could not be read.
         finished: whether all shards have been written.
+        pillow: versions of Pillow that decoded the pictures, for whoever finds that they differ.
     """
 
     source: str
@@ -67,6 +69,7 @@ class CacheIndex:
     shards: tuple[Shard, ...]
     skipped: tuple[str, ...]
     finished: bool
+    pillow: tuple[str, ...] = ()  # unknown, in caches from before it was written down
 
     def dump(self) -> str:
         """JSON that `read_index` reads back."""
@@ -102,9 +105,34 @@ def read_index(folder: Path) -> CacheIndex:
 
 def _from_plain(plain: dict[str, Any]) -> CacheIndex:
     plain["shards"] = tuple(Shard(**shard) for shard in plain["shards"])
-    for name in ("class_names", "latent_shape", "skipped"):
-        plain[name] = tuple(plain[name])
-    return CacheIndex(**plain)
+    lists = {name: tuple(value) for name, value in plain.items() if isinstance(value, list)}
+    return CacheIndex(**{**plain, **lists})
+
+
+@contextmanager
+def open_shard(path: Path) -> Iterator[Any]:
+    """A shard as safetensors opens it; nothing of it is read yet.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise DataError(
+            f"{path}: a damaged shard of the latent cache ({error}); delete it and run the "
+            "same 'driftrae encode' again"
+        ) from error
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a shard is there, and as long as its header says."""
+    try:
+        with open_shard(path):
+            return True
+    except DataError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -127,11 +155,11 @@ class LatentCache:
             raise DataError(
                 f"{source}: this latent cache is not finished; run the same 'driftrae encode' again"
             )
-        missing = [s.file for s in index.shards if not (folder / s.file).is_file()]
-        if missing:
+        lacking = [s.file for s in index.shards if not is_whole(folder / s.file)]
+        if lacking:
             raise DataError(
-                f"{source}: this latent cache lacks {len(missing)} of its shards ({missing[0]}); "
-                "copy them again, or run the same 'driftrae encode' again"
+                f"{source}: {len(lacking)} shards of this latent cache are missing or damaged "
+                f"({lacking[0]}); copy them again, or run the same 'driftrae encode' again"
             )
         return LatentCache(folder, index)
 
@@ -170,18 +198,17 @@ class LatentCache:
     def _read_shard(self, shard: Shard, wanted: list[tuple[int, int]], latents: Tensor) -> None:
         """Copy rows of a shard, as (place in `latents`, row in the shard)."""
         path = self.folder / shard.file
-        try:
-            with safe_open(path, framework="pt") as file:
-                stored = file.get_slice("latents")
-                shape = (shard.rows, *self.index.latent_shape)
-                if tuple(stored.get_shape()) != shape:
-                    raise DataError(f"{path}: holds {stored.get_shape()}, not {list(shape)}")
-                for place, row in wanted:
-                    latents[place] = stored[row : row + 1][0]
-                if self.index.dtype == "int8":
-                    latents[[place for place, _ in wanted]] *= file.get_tensor("scale")
-        except (SafetensorError, OSError) as error:
+        with open_shard(path) as file:
+            stored = file.get_slice("latents")
+            shape = (shard.rows, *self.index.latent_shape)
+            if tuple(stored.get_shape()) != shape:
+                raise DataError(f"{path}: holds {stored.get_shape()}, not {list(shape)}")
+            read = torch.cat([stored[row : row + 1] for _, row in wanted]).float()
+            if self.index.dtype == "int8":
+                read *= file.get_tensor("scale")
+        if not read.isfinite().all():
             raise DataError(
-                f"{path}: a damaged shard of the latent cache ({error}); delete it and run the "
-                "same 'driftrae encode' again"
-            ) from error
+                f"{path}: holds numbers that are not finite, so it is damaged; delete it and run "
+                "the same 'driftrae encode' again"
+            )
+        latents[[place for place, _ in wanted]] = read

@@ -54,7 +54,11 @@ class Listing:
     def fingerprint(
         self, kind: str, image_size: int, per_class: int | None, class_names: Sequence[str]
     ) -> str:
-        """SHA-256 that changes when the pictures or what is made of them do."""
+        """SHA-256 of the pictures' names, sizes and classes, and of what is made of them.
+
+        Not of their content, which would have to be read, nor of their dates, which a copy on
+        another machine does not have: another picture of the same name and size goes unnoticed.
+        """
         head = json.dumps([kind, image_size, CROP, per_class, list(class_names)])
         digest = hashlib.sha256(head.encode())
         for array in (self.names.ends, self.sizes, self.labels.numpy()):

@@ -1,7 +1,8 @@
 """Pictures in parquet files as Hugging Face `datasets` writes them: columns `image`, `label`.
 
 Parquet is read a row group at a time, so pictures in order are quick; each picture from a
-place of its own costs a whole row group.
+place of its own costs a whole row group. Encoding goes class by class, so it is quick where
+a class's rows lie together, and slow where they are shuffled.
 """
 
 import importlib
@@ -9,16 +10,19 @@ import json
 import os
 import re
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from driftrae_cli.data.class_map import read_class_map, refuse_class_map
 from driftrae_cli.data.crop import UnreadableError, decode
 from driftrae_cli.data.listing import (
     Listing,
@@ -88,14 +92,17 @@ class _Table:
     group_ends: list[int]
 
 
-def open_parquet(paths: Sequence[str], image_size: int, per_class: int | None) -> ParquetSource:
+def open_parquet(
+    paths: Sequence[str], image_size: int, per_class: int | None, class_map: Path | None
+) -> ParquetSource:
     """List the pictures of parquet files, in their order.
 
     Classes have the names that `datasets` stores for a `ClassLabel` column, else numbers.
+    `class_map` renumbers those with names.
 
     Raises:
         DataError: pyarrow is missing, a file is damaged or lacks a column, the files are
-            several splits of a data set, or a class has no pictures.
+            several splits of a data set, a class has no pictures, or `class_map` does not fit.
     """
     _check_splits(paths)
     tables = [_read_table(path) for path in paths]
@@ -106,9 +113,14 @@ def open_parquet(paths: Sequence[str], image_size: int, per_class: int | None) -
     if any(table.class_names != tables[0].class_names for table in tables):
         raise DataError(f"{where}: the parquet files name the classes differently; use one of them")
     names = tables[0].class_names
-    numbered = numbered_classes(labels, where) if names is None else None
-    if names is not None:
+    if names is None:
+        refuse_class_map(class_map, where)
+        class_names = numbered_classes(labels, where)
+    else:
         _check_named(labels, names, where)
+        class_names = read_class_map(class_map, names) if class_map else names
+        number = {name: k for k, name in enumerate(class_names)}
+        labels = torch.tensor([number[name] for name in names])[labels]
     kept = first_of_each(labels, per_class)
     counts = torch.tensor([len(table.labels) for table in tables])
     file = torch.arange(len(tables)).repeat_interleave(counts)[kept].numpy()
@@ -116,7 +128,6 @@ def open_parquet(paths: Sequence[str], image_size: int, per_class: int | None) -
     sizes = np.array([os.path.getsize(path) for path in paths], dtype=np.int64)
     bases = [os.path.basename(path) for path in paths]
     rows = Names(f"{bases[i]}/{row}" for i, row in zip(file, place, strict=True))
-    class_names = names or numbered or ()
     listing = Listing(rows, sizes[file], labels[kept])
     return ParquetSource(
         image_size,
@@ -191,6 +202,9 @@ def _class_names(metadata: dict[bytes, bytes]) -> tuple[str, ...] | None:
 
 
 def _check_named(labels: Tensor, names: tuple[str, ...], where: str) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise DataError(f"{where}: several classes of the same name: {some(twice)}")
     smallest, largest = int(labels.min()), int(labels.max())
     if smallest < 0 or largest >= len(names):
         wrong = smallest if smallest < 0 else largest

@@ -65,8 +65,8 @@ class BadFiles:
         return (
             f"{len(lines)} pictures cannot be read, more than the {self._limit} that may be "
             f"skipped; the first:{shown}\n"
-            "Remove or replace them, or let more be skipped (--max-bad, or data.max_bad of a "
-            "recipe)."
+            "Let more be skipped to go on (--max-bad, or data.max_bad of a recipe). Or remove or "
+            "replace them, and start anew: the data is another one then."
         )
 
 

@@ -82,5 +82,6 @@ class ClassSchedule:
         taken = set(self._order[len(self._order) - begun :])
         lacking = self._per_step - begun if begun else 0
         first = [label for label in order if label not in taken][:lacking]
-        self._order += first + [label for label in order if label not in set(first)]
+        ahead = set(first)
+        self._order += first + [label for label in order if label not in ahead]
         self._rounds += 1

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from driftrae_cli.data import shapes
+from driftrae_cli.data.class_map import refuse_class_map
 from driftrae_cli.data.crop import SUFFIXES
 from driftrae_cli.data.folder import open_folder
 from driftrae_cli.data.listing import entries, has_suffix, printable, some
@@ -47,7 +48,11 @@ class ImageSource(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 that changes when the pictures or their preparation do."""
+        """SHA-256 of names, sizes and classes of the pictures and of their preparation.
+
+        Another file of the same name and size goes unnoticed; so does another row of a parquet
+        file whose size stays the same.
+        """
 
     def __len__(self) -> int: ...
 
@@ -173,8 +178,9 @@ def open_source(
         per_class: takes the first so many of each class; None is all, and a class that has
             fewer gives what it has.
         seed: which `shapes`; nothing else is random.
-        class_map: text file with a line `<folder> <class number>` for each class folder; by
-            default they count in order of name, as ImageNet's classes do.
+        class_map: text file with a line `<name> <number>` for each class, where classes have
+            names: class folders, which else count in order of name as ImageNet's do, and
+            parquet files with class names.
         flip: rows N to 2N-1 are the mirror images of rows 0 to N-1.
 
     Raises:
@@ -188,7 +194,7 @@ def _open(
     source: str, image_size: int, per_class: int | None, seed: int, class_map: Path | None
 ) -> ImageSource:
     if source == SHAPES:
-        _no_class_map(class_map, source)
+        refuse_class_map(class_map, source)
         return _open_shapes(image_size, per_class, seed)
     path = Path(source)
     if not path.exists():
@@ -197,12 +203,11 @@ def _open(
             "a .tar or a .parquet file"
         )
     files = {suffix: _files(path, suffix) for suffix in _PACKED}
-    if any(files.values()):
-        _no_class_map(class_map, source)
     if files[".tar"]:
+        refuse_class_map(class_map, source)
         return open_tars(files[".tar"], image_size, per_class)
     if files[".parquet"]:
-        return open_parquet(files[".parquet"], image_size, per_class)
+        return open_parquet(files[".parquet"], image_size, per_class, class_map)
     if path.is_dir():
         return open_folder(source, image_size, per_class, class_map)
     advice = "unpack it first" if path.suffix.lower() in _COMPRESSED else "give the folder it is in"
@@ -231,13 +236,6 @@ def _files(path: Path, suffix: str) -> list[str]:
             "one of them as the data, or move the others away"
         )
     return [entry.path for entry in files]
-
-
-def _no_class_map(class_map: Path | None, source: str) -> None:
-    if class_map:
-        raise DataError(
-            f"{class_map}: a class map is for class folders; {source} has its class numbers already"
-        )
 
 
 def _hash(*parts: str | int) -> str:

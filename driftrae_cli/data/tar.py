@@ -96,8 +96,8 @@ def open_tars(paths: Sequence[str], image_size: int, per_class: int | None) -> T
     """List the pictures of tar files, in the order that they have there.
 
     Raises:
-        DataError: a file is damaged or compressed, a picture has no class number or a class
-            number no picture, or a class below the largest has no pictures.
+        DataError: a file is damaged or compressed, a picture has no class number or a name
+            with further dots, a class number has no picture, or a class below the largest none.
     """
     shards = [_read_headers(path) for path in paths]
     for shard in shards:
@@ -157,6 +157,12 @@ def _note(shard: _Shard, member: tarfile.TarInfo, file: IO[bytes]) -> None:
     elif suffix in SUFFIXES:
         _once(shard, key, shard.pictures, "pictures")
         shard.pictures[key] = (member.name, member.offset_data, member.size)
+    elif suffix.endswith(SUFFIXES):
+        raise DataError(
+            f"{shard.path}: {printable(member.name)}: a picture that would be left out, as the key "
+            f"ends at the first dot ({printable(stem)}); give every picture and its .cls a name "
+            "with one dot, or pack the tar without it"
+        )
 
 
 def _once(shard: _Shard, key: str, seen: dict[str, int] | dict[str, tuple[str, int, int]],

@@ -220,7 +220,7 @@ def _different_classes(data: OpenData, teacher: int, lacking: list[str], unknown
     else:
         lines[0] += f"; only in the data: {_some(unknown)}; only in the teacher: {_some(lacking)}"
         lines.append(
-            "If they are the same classes, rename the folders or say which is which with "
+            "If they are the same classes, rename the class folders, or say which is which with "
             "data.class_map."
         )
     lines.append(

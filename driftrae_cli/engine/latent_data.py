@@ -39,7 +39,8 @@ class OpenData:
         labels: [N] int64.
         class_names: one per class.
         numbered: whether the classes are known by number only.
-        fingerprint: changes when the data does.
+        fingerprint: changes with names, sizes and classes of the pictures, or with the index
+            of the cache.
     """
 
     source: str

@@ -78,9 +78,9 @@ class LatentMoments:
 
     def update(self, latents: Tensor) -> None:
         """Add a batch [N, D, H, W]."""
-        x = latents.double()
+        x = latents.to(torch.float64, copy=True)
         mean = x.mean(0)
-        self.merge(len(x), mean, (x - mean).square().sum(0))
+        self.merge(len(x), mean, x.sub_(mean).square_().sum(0))
 
     def merge(self, count: int, mean: Tensor, squares: Tensor) -> None:
         """Add `count` samples with this mean and sum of squared deviations, [D, H, W] each."""

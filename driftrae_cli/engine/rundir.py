@@ -7,20 +7,20 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 import driftrae_cli
-from driftrae_cli.engine.build import RunConfig, config_yaml, read_config
+from driftrae_cli.engine.build import RunConfig, config_yaml, decisive, read_config
 from driftrae_cli.engine.runtime import has_fast_bf16
 from driftrae_cli.errors import ConfigError, OutputError
 from driftrae_cli.files import write_text
 from driftrae_cli.hub import LocalFile
 
-_PACKAGES = ("torch", "timm", "torch-fidelity", "safetensors", "numpy")
+_PACKAGES = ("torch", "timm", "torch-fidelity", "safetensors", "numpy", "pillow")
 _CONFIG, _PROVENANCE, _LOCK = "config.yaml", "run.json", ".lock"
 _PARTIAL = ".*.partial"  # what `atomic_file` leaves behind when it is killed
 _WRITTEN = (".", "previews", "checkpoints", "*/checkpoints")  # folders of a run
@@ -46,6 +46,28 @@ def open_run(
             other settings, weights or data.
     """
     _check_ours(out)
+    with held(out, _WRITTEN):
+        if _has_begun(out):
+            _check_same_config(out / _CONFIG, config)
+            _check_same_inputs(out / _PROVENANCE, weights, data_fingerprint)
+        else:
+            provenance = _provenance(weights, device, data_fingerprint)
+            write_text(out / _PROVENANCE, json.dumps(provenance, indent=2) + "\n")
+        write_text(out / _CONFIG, config_yaml(config))
+        yield
+
+
+@contextmanager
+def held(out: Path, folders: Sequence[str] = (".",)) -> Iterator[None]:
+    """Create `out` and keep it: while the context lasts no other process can hold it.
+
+    Args:
+        out: a folder of ours.
+        folders: those in it where files are written; what killed processes left is removed.
+
+    Raises:
+        OutputError: it is in use, or cannot be written.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = (out / _LOCK).open("w")
@@ -53,17 +75,15 @@ def open_run(
         raise OutputError(f"--out {out}: cannot be written ({error.strerror})") from error
     with lock:
         _take(lock.fileno(), out)
-        for folder in _WRITTEN:
+        for folder in folders:
             for partial in out.glob(f"{folder}/{_PARTIAL}"):
                 partial.unlink()
-        if _has_begun(out):
-            _check_same_config(out / _CONFIG, config)
-            _check_same_inputs(out / _PROVENANCE, weights, data_fingerprint)
-        else:
-            provenance = _provenance(weights, device, data_fingerprint)
-            write_text(out / _PROVENANCE, json.dumps(provenance, indent=2) + "\n")
-            write_text(out / _CONFIG, config_yaml(config))
         yield
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a file in a folder that was `held` says nothing of what the folder is."""
+    return path.name == _LOCK or path.match(_PARTIAL)
 
 
 def _check_ours(out: Path) -> None:
@@ -73,7 +93,7 @@ def _check_ours(out: Path) -> None:
         if (out / _CONFIG).exists() and (out / _PROVENANCE).exists():
             return
         # What a kill leaves behind before the configuration, which is written last.
-        if all(p.name in (_PROVENANCE, _LOCK) or p.match(_PARTIAL) for p in out.iterdir()):
+        if all(p.name == _PROVENANCE or is_leftover(p) for p in out.iterdir()):
             return
     raise OutputError(f"--out {out}: exists and is not a run of driftrae; choose another")
 
@@ -98,14 +118,14 @@ def _has_begun(out: Path) -> bool:
 def _check_same_config(config_file: Path, config: RunConfig) -> None:
     # Read with today's schema, so that a field which is new since then has its default.
     try:
-        before = config_yaml(read_config(config_file, type(config))).splitlines()
+        before = decisive(read_config(config_file, type(config)))
     except ConfigError as error:
         raise OutputError(
             f"--out {config_file.parent}: holds a run that cannot be continued; choose another "
             f"--out. {error}"
         ) from error
-    now = config_yaml(config).splitlines()
-    changes = [line for line in difflib.unified_diff(before, now, "then", "now", n=0, lineterm="")]
+    now = decisive(config)
+    changes = list(difflib.unified_diff(before, now, "then", "now", n=0, lineterm=""))
     if changes:
         shown = "\n".join(line for line in changes[2:] if not line.startswith("@@"))
         raise OutputError(

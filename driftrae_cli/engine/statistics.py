@@ -59,6 +59,17 @@ class StatisticsResult:
     deviation: float
 
 
+def _prepare(out: Path, overwrite: bool) -> None:
+    if out.is_dir():
+        raise OutputError(f"--out {out}: is a folder; name a file")
+    if out.exists() and not overwrite:
+        raise OutputError(f"--out {out}: exists already; choose another or add --overwrite")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"--out {out}: cannot be written ({error.strerror})") from error
+
+
 def measure(
     data: DataConfig, rae: str, out: Path, *, overwrite: bool, reporter: Reporter, device: str
 ) -> StatisticsResult:
@@ -68,8 +79,7 @@ def measure(
         DataError: pictures are missing or unreadable.
         OutputError: `out` exists and `overwrite` is off, or it cannot be written.
     """
-    if out.exists() and not overwrite:
-        raise OutputError(f"--out {out}: exists already; choose another or add --overwrite")
+    _prepare(out, overwrite)
     where = pick_device(device)
     autoencoder = load_rae(rae, where, reporter)
     source = open_pictures(data, autoencoder.config.image_size)

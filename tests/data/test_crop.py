@@ -210,7 +210,7 @@ def test_unusable_bytes_say_why(content: bytes, reason: str) -> None:
         decode(content, 8)
 
 
-@pytest.mark.parametrize("error", [MemoryError(), OverflowError("x"), SyntaxError("x")])
+@pytest.mark.parametrize("error", [ValueError(), OverflowError("x"), SyntaxError("x")])
 def test_whatever_pillow_raises_is_a_bad_file(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
@@ -220,6 +220,15 @@ def test_whatever_pillow_raises_is_a_bad_file(
     monkeypatch.setattr(Image, "open", fail)
     said = str(error) or type(error).__name__
     with pytest.raises(UnreadableError, match=rf"not a readable picture \({said}\)"):
+        decode(b"x", 8)
+
+
+def test_want_of_memory_is_no_fault_of_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **named: object) -> Image.Image:
+        raise MemoryError
+
+    monkeypatch.setattr(Image, "open", full)
+    with pytest.raises(MemoryError):
         decode(b"x", 8)
 
 

@@ -39,9 +39,9 @@ def structs(levels: Sequence[int]) -> list[dict[str, Any]]:
     return [{"bytes": shade(level), "path": f"{level}.png"} for level in levels]
 
 
-def refusal(path: Path) -> str:
+def refusal(path: Path, class_map: Path | None = None) -> str:
     with pytest.raises(DataError) as caught:
-        open_source(str(path), 8)
+        open_source(str(path), 8, class_map=class_map)
     return str(caught.value)
 
 
@@ -53,6 +53,28 @@ def test_rows_are_pictures_with_the_names_of_their_classes(tmp_path: Path) -> No
     order = [4, 0, 3, 1, 2]
     assert [int(source.read(row)[0, 0, 0]) for row in order] == order
     assert source.name(3) == f"{path}: row 3"
+
+
+def test_a_class_map_renumbers_classes_with_names(tmp_path: Path) -> None:
+    names, labels = ("an ant", "bee, honey", "cat"), [1, 0, 1, 2, 0]
+    path = write(tmp_path / "x.parquet", structs(range(5)), labels, names)
+    (tmp_path / "map.txt").write_text("cat 0\nan ant 2\nbee, honey 1\n")
+    source = open_source(str(path), 8, class_map=tmp_path / "map.txt")
+    assert (source.class_names, source.numbered) == (("cat", "bee, honey", "an ant"), False)
+    assert source.labels.tolist() == [1, 2, 1, 0, 2]
+    assert [int(source.read(row)[0, 0, 0]) for row in range(5)] == list(range(5))
+    assert source.fingerprint != open_source(str(path), 8).fingerprint
+    (tmp_path / "map.txt").write_text("cat 0\nan ant 1\n")
+    said = refusal(path, tmp_path / "map.txt")
+    assert "map.txt: does not fit the classes of the data; classes without a line: bee" in said
+
+
+def test_a_class_map_is_no_use_for_classes_without_names(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.parquet", structs([1]), [0])
+    assert refusal(path, tmp_path / "map.txt") == (
+        f"{tmp_path}/map.txt: a class map is for class folders and for parquet files with class "
+        f"names; {path} has none"
+    )
 
 
 def test_without_names_classes_are_numbers(tmp_path: Path) -> None:
@@ -87,6 +109,7 @@ def test_splits_are_not_mixed(tmp_path: Path) -> None:
         ([shade(1)], [-1], (), "class number -1; class numbers start at 0"),
         ([shade(1)], [-1], ("a", "b"), "a picture of class -1, but the 2 classes"),
         ([shade(1)], [2], ("a", "b"), "a picture of class 2, but the 2 classes"),
+        ([shade(1)], [0], ("a", "b", "a"), "several classes of the same name: a"),
         ([shade(1)], [0], ("a", "b", "c"), "no pictures of class b, c; add the files"),
         ([shade(1), shade(2)], [0, None], (), "1 rows have no label"),
         ([shade(1)], ["cat"], (), "needs the columns image (bytes of picture files) and label"),

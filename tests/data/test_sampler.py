@@ -1,5 +1,7 @@
 """Real samples of a step: right class, all of them reachable, none more often than another."""
 
+import time
+
 import pytest
 import torch
 
@@ -71,3 +73,11 @@ def test_rounds_that_end_within_steps_still_hold_every_class_once() -> None:
     schedule.at(50)
     rounds = [schedule._order[start : start + 5] for start in range(0, 50, 5)]
     assert all(sorted(order) == [0, 1, 2, 3, 4] for order in rounds)
+
+
+def test_a_round_of_many_classes_is_drawn_in_no_time() -> None:
+    """Quadratic in the classes, it would take many seconds."""
+    schedule = ClassSchedule(20_000, 19_999, _rng)
+    began = time.process_time()
+    schedule.at(1)
+    assert time.process_time() - began < 2

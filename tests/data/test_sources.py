@@ -188,15 +188,15 @@ def test_a_class_map_sets_the_order(folder: Path, class_map: Callable[[str], Pat
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("ant 0\nbee 1\n", "does not fit the class folders; folders without a line: cat"),
-        ("ant 0\nbee 1\ncat 2\ndog 3\nelk 4\n", "lines without a folder: dog, elk"),
-        ("ant 0\ndog 1\n", "without a line: bee, cat; lines without a folder: dog"),
-        ("ant 0\nbee 1\ncat 1\n", "need the class numbers 0 to 2, each once; not so: 1"),
-        ("ant 1\nbee 2\ncat 3\n", "need the class numbers 0 to 2, each once; not so: 3"),
-        ("ant 0\nbee one\ncat 2\n", "line 2: not '<folder> <class number>': bee one"),
-        ("ant 0\nbee -1\ncat 2\n", "line 2: not '<folder> <class number>'"),
-        ("ant 0\nbee\ncat 2\n", "line 2: not '<folder> <class number>': bee"),
-        ("ant 0\nbee 1\nant 2\n", "line 3: folder ant a second time"),
+        ("ant 0\nbee 1\n", "does not fit the classes of the data; classes without a line: cat"),
+        ("ant 0\nbee 1\ncat 2\ndog 3\nelk 4\n", "lines without a class: dog, elk"),
+        ("ant 0\ndog 1\n", "without a line: bee, cat; lines without a class: dog"),
+        ("ant 0\nbee 1\ncat 1\n", "3 classes need the numbers 0 to 2, each once; not so: 1"),
+        ("ant 1\nbee 2\ncat 3\n", "need the numbers 0 to 2, each once; not so: 3"),
+        ("ant 0\nbee one\ncat 2\n", "line 2: not '<class name> <number>': bee one"),
+        ("ant 0\nbee -1\ncat 2\n", "line 2: not '<class name> <number>'"),
+        ("ant 0\nbee\ncat 2\n", "line 2: not '<class name> <number>': bee"),
+        ("ant 0\nbee 1\nant 2\n", "line 3: class ant a second time"),
     ],
 )
 def test_class_maps_that_do_not_fit(

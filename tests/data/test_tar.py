@@ -39,7 +39,7 @@ PAIRS = {
     "a/000.json": b"{}",
     "a/001.cls": b"0",
     "a/001.JPG": shade(20, "JPEG"),
-    "a/001.seg.png": shade(99),
+    "a/001.txt.gz": b"x",
     "a/._001.png": b"x",
     "b/000.webp": shade(30, "WEBP"),
     "b/000.cls": b" 1",
@@ -59,6 +59,12 @@ def test_members_of_a_key_may_lie_apart(tmp_path: Path) -> None:
     apart = {name: PAIRS[name] for name in sorted(PAIRS, key=lambda name: name.endswith(".cls"))}
     source = open_source(str(write_tar(tmp_path / "x.tar", apart)), 8)
     assert source.labels.tolist() == [1, 0, 1]
+
+
+def test_a_class_map_is_no_use_for_tars(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", PAIRS)
+    with pytest.raises(DataError, match=rf"a class map is for class folders.*; {path} has none"):
+        open_source(str(path), 8, class_map=tmp_path / "map.txt")
 
 
 def test_a_folder_of_tars_is_one_source(tmp_path: Path) -> None:
@@ -101,6 +107,11 @@ def test_long_names_and_pax_headers_do_no_harm(tmp_path: Path) -> None:
         ({"a/000.cls": b"-1"}, "a/000.cls: holds no class number but '-1'"),
         ({"a/000.cls": b""}, "a/000.cls: holds no class number but ''"),
         ({"a/000.cls": b"1" * 40}, "a/000.cls: holds no class number"),
+        (
+            {"a/002.v2.PNG": b"x", "a/002.v2.cls": b"0"},
+            "x.tar: a/002.v2.PNG: a picture that would "
+            "be left out, as the key ends at the first dot (002); give every picture",
+        ),
         ({"a/000.jpg": b"x"}, "x.tar: two pictures with the key a/000; every picture needs"),
         (
             {"a/000.cls": b"20"},

@@ -1,25 +1,31 @@
 """Latent caches: what comes back is what was encoded, whatever broke off in between."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import PIL
 import pytest
 import torch
 from PIL import Image
 
 from driftrae_cli.config.schema import DataConfig
-from driftrae_cli.data.latent_cache import LatentCache
+from driftrae_cli.data.latent_cache import LatentCache, read_index
 from driftrae_cli.data.shapes import render
+from driftrae_cli.data.sources import ShapesSource
 from driftrae_cli.engine import encode as encoding
 from driftrae_cli.engine.encode import EncodeResult, encode
 from driftrae_cli.engine.latent_data import load_pictures, open_data
-from driftrae_cli.engine.latents import encode_all
+from driftrae_cli.engine.latents import LatentMoments, encode_all
 from driftrae_cli.engine.load import load_rae
 from driftrae_cli.engine.report import NullReporter
+from driftrae_cli.engine.rundir import held
 from driftrae_cli.engine.statistics import measure
 from driftrae_cli.errors import ConfigError, DataError, NumericsError, OutputError
-from driftrae_cli.models.weights import read_tensors
+from driftrae_cli.models.rae import RAE
+from driftrae_cli.models.weights import read_tensors, write_tensors
 
 CPU = torch.device("cpu")
 SHAPES = DataConfig(source="shapes", per_class=6)
@@ -87,15 +93,6 @@ def test_statistics_are_exact_and_those_of_stats(tmp_path: Path) -> None:
         assert (header["kind"], header["pictures"]) == ("statistics", "60")
 
 
-def test_an_existing_statistics_file_is_kept(tmp_path: Path) -> None:
-    (tmp_path / "mine").write_text("mine")
-    with pytest.raises(OutputError, match="exists already; choose another or add --overwrite"):
-        measure(
-            SHAPES, "shapes-rae", tmp_path / "mine",
-            overwrite=False, reporter=NullReporter(), device="cpu",
-        )  # fmt: skip
-
-
 def test_classes_larger_than_a_shard_are_split(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,10 +153,71 @@ def test_another_cache_is_not_overwritten(
 
 
 def test_an_unrelated_folder_is_not_touched(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("mine")
+    mine = {"thesis.tex", ".big.iso.7.partial"}
+    for name in mine:
+        (tmp_path / name).write_text("mine")
     with pytest.raises(OutputError, match="exists and is not a latent cache"):
         _encode(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+    assert {p.name for p in tmp_path.iterdir()} == mine
+
+
+def test_a_cache_is_written_by_one_process_at_a_time(tmp_path: Path) -> None:
+    with (
+        held(tmp_path / "cache"),
+        pytest.raises(OutputError, match="another driftrae is running in it"),
+    ):
+        _encode(tmp_path / "cache")
+    _encode(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_what_a_kill_left_is_no_obstacle_and_is_removed(tmp_path: Path, begun: bool) -> None:
+    if begun:
+        _encode(tmp_path)
+    for name in (".index.json.7.partial", ".class-00003-000.safetensors.7.partial"):
+        (tmp_path / name).write_bytes(b"left by a kill")
+    assert _encode(tmp_path).already_finished == begun
+    assert not list(tmp_path.glob(".*.partial"))
+
+
+def test_the_versions_of_pillow_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _encode(tmp_path)
+    (tmp_path / "class-00003-000.safetensors").unlink()
+    now = PIL.__version__
+    assert read_index(tmp_path).pillow == (now,)
+    monkeypatch.setattr(PIL, "__version__", "99.0")
+    assert not _encode(tmp_path).already_finished
+    assert read_index(tmp_path).pillow == (now, "99.0")
+
+
+def test_one_shard_in_float32_is_all_that_is_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside what is stored: everything else is as large as a batch."""
+    batches: list[int] = []
+
+    def noting(function):  # type: ignore[no-untyped-def]
+        def wrapped(*args: torch.Tensor) -> object:
+            batches.append(len(args[-1]))
+            return function(*args)
+
+        return wrapped
+
+    monkeypatch.setattr(encoding, "ENCODING_BATCH", 4)
+    monkeypatch.setattr(encoding, "_PROBE", 4)
+    monkeypatch.setattr(LatentMoments, "update", noting(LatentMoments.update))
+    monkeypatch.setattr(RAE, "normalize", noting(RAE.normalize))
+    _encode(tmp_path / "cache")
+    assert max(batches) == 4
+
+
+def test_int8_is_made_in_place() -> None:
+    latents = torch.randn(8, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    largest = latents.abs().amax((0, 2, 3))
+    stored = encoding._stored(latents, "int8")
+    assert torch.equal(latents, stored["latents"].float()), "no copy in float32 is needed"
+    assert stored["latents"].abs().amax((0, 2, 3)).tolist() == [127] * 3
+    torch.testing.assert_close(stored["scale"].flatten() * 127, largest)
 
 
 def test_size_and_time_are_told_and_a_full_disk_is_noticed_before(
@@ -168,13 +226,67 @@ def test_size_and_time_are_told_and_a_full_disk_is_noticed_before(
     listener = Listener()
     result = _encode(tmp_path / "cache", reporter=listener)
     [text] = listener.heard
-    assert text.startswith("60 latents take ") and "GB free), and about " in text
+    assert text.startswith(f"{tmp_path / 'cache'}: 60 latents take ")
+    assert "GB that are free, and about " in text
     told = float(text.split("take ")[1].split(" GB")[0])
     assert told == pytest.approx(result.gigabytes, rel=0.2)
     free = encoding.shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(encoding.shutil, "disk_usage", lambda path: free)
     with pytest.raises(OutputError, match=r"60 latents take .* choose another disk"):
         _encode(tmp_path / "other")
+
+
+def test_of_a_begun_cache_only_the_rest_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = _encode(tmp_path)
+    for label in range(3, 7):
+        (tmp_path / f"class-{label:05d}-000.safetensors").unlink()
+    room = int(whole.gigabytes * 1e9) // 2
+    free = encoding.shutil.disk_usage(tmp_path)._replace(free=room)
+    monkeypatch.setattr(encoding.shutil, "disk_usage", lambda path: free)
+    listener = Listener()
+    _encode(tmp_path, reporter=listener)
+    told = listener.heard[0].removeprefix(f"{tmp_path}: ")
+    assert told.startswith("24 latents take ")
+    assert float(told.split()[3]) == pytest.approx(0.4 * whole.gigabytes, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("workers", "per_class", "encoding_one", "told"),
+    [
+        (0, 6, 0.5, "45 seconds"),  # 60 pictures at 0.25 + 0.5 seconds
+        (2, 6, 0.5, "30 seconds"),
+        (1, 6, 0.125, "15 seconds"),
+        (2, 24, 0.0625, "30 seconds"),
+        (0, 24, 0.5, "3 minutes"),
+    ],
+)
+def test_the_time_is_that_of_the_slower_of_reading_and_encoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    workers: int, per_class: int, encoding_one: float, told: str,
+) -> None:  # fmt: skip
+    now, asked = [0.0], list[Sequence[int]]()
+    read_many, features = ShapesSource.read_many, RAE.features
+
+    def slow_read(source: ShapesSource, rows: Sequence[int]) -> torch.Tensor:
+        asked.append(rows)
+        now[0] += 0.25 * len(rows)
+        return read_many(source, rows)
+
+    def slow_features(rae: RAE, images: torch.Tensor) -> torch.Tensor:
+        now[0] += (encoding_one if now[0] > 1000 else 1000) * len(images)
+        return features(rae, images)
+
+    monkeypatch.setattr(encoding, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(ShapesSource, "read_many", slow_read)
+    monkeypatch.setattr(RAE, "features", slow_features)
+    listener = Listener()
+    data = replace(SHAPES, workers=workers, per_class=per_class)
+    _encode(tmp_path / "cache", data, reporter=listener)
+    assert listener.heard[0].endswith(f" GB that are free, and about {told}")
+    labels = [row % 10 for row in asked[0]]
+    assert labels == sorted(labels), "read class by class, as all will be"
 
 
 def _folder(folder: Path, damaged: int) -> Path:
@@ -199,11 +311,55 @@ def test_pictures_that_cannot_be_read_are_told_skipped_and_counted(tmp_path: Pat
     assert len(cache.read(torch.arange(38))) == 38
 
 
-def test_a_class_without_a_readable_picture_is_an_error(tmp_path: Path) -> None:
-    data = DataConfig(source=str(_folder(tmp_path / "pictures", damaged=4)), max_bad=9)
-    with pytest.raises(DataError, match="class class3 could be read"):
-        _encode(tmp_path / "cache", data)
-    assert not json.loads((tmp_path / "cache" / "index.json").read_text())["finished"]
+def test_bad_files_of_all_calls_are_counted(tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "pictures", damaged=2)
+    next(iter(folder.glob("class7/*.png"))).write_bytes(b"not a picture")
+    data = DataConfig(source=str(folder), max_bad=2)
+    for _ in range(2):
+        with pytest.raises(DataError, match="3 pictures cannot be read, more than the 2 that"):
+            _encode(tmp_path / "cache", data)
+    assert _encode(tmp_path / "cache", replace(data, max_bad=3)).skipped == 3
+
+
+def test_a_bad_file_is_counted_once_with_its_mirror_image(tmp_path: Path) -> None:
+    data = DataConfig(source=str(_folder(tmp_path / "pictures", damaged=2)), max_bad=2, flip=True)
+    result = _encode(tmp_path / "cache", data)
+    assert (result.latents, result.skipped) == (76, 2)
+
+
+@pytest.mark.parametrize("shard", [4, 2])
+def test_a_class_without_a_readable_picture_is_an_error_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard: int
+) -> None:
+    monkeypatch.setattr(encoding, "_SHARD_BYTES", shard * 64 * 4 * 4 * 4)
+    folder = _folder(tmp_path / "pictures", damaged=0)
+    contents = {path: path.read_bytes() for path in folder.glob("class3/*.png")}
+    for path, content in contents.items():
+        path.write_bytes(bytes(len(content)))  # of the same size: the same data set
+    data = DataConfig(source=str(folder), max_bad=9)
+    for _ in range(2):
+        with pytest.raises(DataError, match="no picture of class class3 could be read; replace"):
+            _encode(tmp_path / "cache", data)
+    assert not read_index(tmp_path / "cache").finished
+    assert not list((tmp_path / "cache").glob("class-00004*")), "encoding went on"
+    for path, content in contents.items():
+        path.write_bytes(content)
+    assert _encode(tmp_path / "cache", data).latents == 36 + shard
+
+
+def test_a_shard_may_be_empty_if_its_class_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoding, "_SHARD_BYTES", 2 * 64 * 4 * 4 * 4)
+    folder = _folder(tmp_path / "pictures", damaged=0)
+    for path in sorted(folder.glob("class3/*.png"))[2:]:
+        path.write_bytes(b"")
+    data = DataConfig(source=str(folder), max_bad=2)
+    assert _encode(tmp_path / "cache", data).latents == 38
+    for name in ("class-00003-001", "class-00008-000"):  # the rest of the class is there
+        (tmp_path / "cache" / f"{name}.safetensors").unlink()
+    assert _encode(tmp_path / "cache", data).latents == 38
+    assert len(LatentCache.open(str(tmp_path / "cache")).read(torch.arange(38))) == 38
 
 
 def test_a_cache_of_another_encoder_is_refused_with_the_reason(tmp_path: Path) -> None:
@@ -248,7 +404,7 @@ def _damage(path: Path, change) -> None:  # type: ignore[no-untyped-def]
         (lambda p: p.update(version=2), "version 2, this driftrae reads .* encode the pictures"),
         (lambda p: p.pop("shards"), "not the index of a latent cache, or damaged"),
         (lambda p: p.pop("labels", None) or p["shards"][0].pop("rows"), "or damaged"),
-        (lambda p: p["shards"][0].update(file="gone"), r"lacks 1 of its shards \(gone\)"),
+        (lambda p: p["shards"][0].update(file="gone"), r"1 shards .* missing or damaged \(gone\)"),
         (lambda p: p["shards"][1].update(rows=5), "holds .* not "),
     ],
 )
@@ -259,14 +415,43 @@ def test_damaged_caches(tmp_path: Path, change, text: str) -> None:  # type: ign
         LatentCache.open(str(tmp_path / "cache")).read(torch.arange(12))
 
 
-def test_a_truncated_shard_is_named(tmp_path: Path) -> None:
+def _cut(shard: Path) -> None:
+    shard.write_bytes(shard.read_bytes()[:-7])
+
+
+def test_a_cut_shard_is_noticed_before_training_and_written_again(tmp_path: Path) -> None:
     _encode(tmp_path / "cache")
     cache = LatentCache.open(str(tmp_path / "cache"))
+    before = cache.read(torch.arange(60))
     shard = tmp_path / "cache" / cache.index.shards[2].file
-    shard.write_bytes(shard.read_bytes()[:-7])
+    _cut(shard)
+    with pytest.raises(DataError, match=f"1 shards .* missing or damaged \\({shard.name}\\)"):
+        LatentCache.open(str(tmp_path / "cache"))
     with pytest.raises(DataError, match=f"{shard}: a damaged shard"):
         cache.read(torch.tensor([13]))
     assert len(cache.read(torch.tensor([3, 40]))) == 2
+    assert not _encode(tmp_path / "cache").already_finished
+    assert torch.equal(LatentCache.open(str(tmp_path / "cache")).read(torch.arange(60)), before)
+
+
+def test_numbers_that_are_not_finite_are_damage(tmp_path: Path) -> None:
+    _encode(tmp_path / "cache")
+    cache = LatentCache.open(str(tmp_path / "cache"))
+    shard = tmp_path / "cache" / cache.index.shards[1].file
+    tensors, header = read_tensors(shard)
+    tensors["latents"][3, 0, 0, 0] = float("nan")
+    write_tensors(shard, tensors, header)
+    assert cache.read(torch.tensor([6, 8])).isfinite().all()
+    with pytest.raises(DataError, match=f"{shard}: holds numbers that are not finite"):
+        cache.read(torch.tensor([6, 9]))
+
+
+def test_a_cache_does_not_go_into_the_pictures(tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "pictures", damaged=0)
+    for out in (folder / "latents", folder / "class3" / "latents"):
+        with pytest.raises(OutputError, match="lies inside the pictures; choose another"):
+            _encode(out, DataConfig(source=str(folder)))
+        assert not out.exists()
 
 
 def test_one_picture_has_no_variance(tmp_path: Path) -> None:
