@@ -26,6 +26,9 @@ class HubStandIn:
         private: repositories that only `writers` see.
         writers: tokens that may write.
         created: repositories that were made -> whether as private ones.
+        revisions: of files that were asked for.
+        whole: files that are sent from the beginning, whatever Range says.
+        stored: SHA-256 -> content of what was uploaded to the host of large files.
         tokens: what was shown to the host that keeps large files; as with the Hub it is another.
     """
 
@@ -37,6 +40,9 @@ class HubStandIn:
     private: set[str] = field(default_factory=set)
     writers: set[str] = field(default_factory=set)
     created: dict[str, bool] = field(default_factory=dict)
+    revisions: set[str] = field(default_factory=set)
+    whole: set[str] = field(default_factory=set)
+    stored: dict[str, bytes] = field(default_factory=dict)
     tokens: set[str | None] = field(default_factory=set)
     endpoint: str = ""
 
@@ -86,6 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self.send_file(name, hub.repos[f"{org}/{repo}"][name])
         repo, _, rest = path.partition("/resolve/")
         revision, _, name = rest.partition("/")
+        hub.revisions.add(revision)
         if self.refuse(repo, revision):
             return None
         content = hub.repos[repo].get(name)
@@ -139,7 +146,8 @@ class _Handler(BaseHTTPRequestHandler):
         hub = self.server.hub
         headers = {"ETag": f'"{hub.etag(name, content)}"', "Accept-Ranges": "bytes"}
         asked, first = self.headers.get("Range"), 0
-        if asked:
+        answered = asked and name not in hub.whole
+        if answered:
             first = int(asked.removeprefix("bytes=").partition("-")[0])
             headers["Content-Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
         body, last = content[first:], len(content)
@@ -148,7 +156,7 @@ class _Handler(BaseHTTPRequestHandler):
             if hub.breaks.get(name, 0) > 0:
                 hub.breaks[name] -= 1
                 last = len(content) // 2
-        self.send(206 if asked else 200, body, headers, content[first:last])
+        self.send(206 if answered else 200, body, headers, content[first:last])
 
     def send_json(self, content):
         self.send(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
@@ -172,13 +180,35 @@ class _Handler(BaseHTTPRequestHandler):
             return self.send(401, headers={"X-Error-Message": "Invalid credentials"})
         if path == "api/repos/create":
             return self.create(json.loads(body))
+        if path.endswith(".git/info/lfs/objects/batch"):
+            return self.store(json.loads(body))
         org, name, what = path.removeprefix("api/models/").split("/")[:3]
         if what == "preupload":
             asked = json.loads(body)["files"]
-            modes = [{"path": f["path"], "uploadMode": "regular"} for f in asked]
-            answer = [mode | {"shouldIgnore": False} for mode in modes]
+            modes = {f["path"]: "lfs" if is_large(f["path"]) else "regular" for f in asked}
+            answer = [
+                {"path": path, "uploadMode": mode, "shouldIgnore": False}
+                for path, mode in modes.items()
+            ]
             return self.send_json({"files": answer})
         return self.commit(f"{org}/{name}", body)
+
+    def store(self, asked):
+        """Where the client is to put large files."""
+        href = f"{self.server.hub.storage}/upload/"
+        objects = [
+            o | {"actions": {"upload": {"href": href + o["oid"], "header": {}}}}
+            for o in asked["objects"]
+        ]
+        self.send_json({"transfer": "basic", "objects": objects})
+
+    def do_PUT(self):
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        oid = urlsplit(self.path).path.removeprefix("/upload/")
+        assert hashlib.sha256(content).hexdigest() == oid
+        self.server.hub.stored[oid] = content
+        self.server.hub.tokens.add(self.headers.get("Authorization"))
+        self.send(200)
 
     def create(self, asked):
         repo = "/".join(filter(None, (asked.get("organization"), asked["name"])))
@@ -194,6 +224,9 @@ class _Handler(BaseHTTPRequestHandler):
             if entry["key"] == "file":
                 content = base64.b64decode(entry["value"]["content"])
                 self.server.hub.repos[repo][entry["value"]["path"]] = content
+            elif entry["key"] == "lfsFile":
+                value = entry["value"]
+                self.server.hub.repos[repo][value["path"]] = self.server.hub.stored[value["oid"]]
         url = f"{self.server.hub.endpoint}/{repo}/commit/{COMMIT}"
         self.send_json({"commitUrl": url, "commitOid": COMMIT, "success": True})
 

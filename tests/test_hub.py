@@ -7,6 +7,7 @@ import pty
 import subprocess
 import sys
 import termios
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,20 @@ from hub_stand_in import COMMIT, FOREVER
 
 from driftrae_cli import hub
 from driftrae_cli.errors import HubError, WeightsError
-from driftrae_cli.hub import HubPlace, LocalFile, check_login, locate, parse, resolve, upload
+from driftrae_cli.hub import (
+    HubPlace,
+    LocalFile,
+    check_login,
+    locate,
+    parse,
+    resolve,
+    resume,
+    upload,
+)
 
 CONTENT = b"some weights"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-LARGE = bytes(range(256)) * (hub._CONTINUED // 256 + 4000)
+LARGE = bytes(range(256)) * (resume._CONTINUED // 256 + 4000)
 HALF = len(LARGE) // 2
 
 
@@ -245,6 +255,146 @@ def test_a_large_file_is_fetched_once(stand_in):
     assert stand_in.ranges["w.safetensors"] == [None]
 
 
+@pytest.fixture
+def big(stand_in):
+    """A repository with one large file; where it goes in the cache."""
+    from huggingface_hub import constants
+
+    stand_in.repos["org/big"] = {"w.safetensors": LARGE}
+    blobs = Path(constants.HF_HUB_CACHE, "models--org--big", "blobs")
+    blobs.mkdir(parents=True)
+    return blobs / hashlib.sha256(LARGE).hexdigest()
+
+
+BIG = "hf://org/big/w.safetensors"
+
+
+def slowed(monkeypatch, before):
+    """`before` runs at the beginning of every transfer of ours or the client's."""
+    from huggingface_hub import file_download
+
+    real = file_download.http_get
+
+    def http_get(*arguments, **options):
+        before()
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(file_download, "http_get", http_get)
+
+
+def test_a_lock_that_does_not_hold_does_no_harm(stand_in, big, monkeypatch):
+    """Somebody on another machine writes to the common piece at the same time."""
+    piece = big.with_name(f"{big.name}.incomplete")
+    piece.write_bytes(LARGE[:HALF])
+
+    def other():
+        with piece.open("ab") as file:
+            file.write(b"of another process")
+
+    slowed(monkeypatch, other)
+    assert resolve(BIG).path.read_bytes() == LARGE
+    assert stand_in.ranges["w.safetensors"] == [f"bytes={HALF}-"]
+
+
+def test_what_a_killed_process_left_is_taken_over(stand_in, big):
+    piece = big.with_name(f"{big.name}.0123.incomplete")
+    piece.write_bytes(LARGE[:HALF])
+    os.utime(piece, (0, 0))
+    assert resolve(BIG).path.read_bytes() == LARGE
+    assert stand_in.ranges["w.safetensors"] == [f"bytes={HALF}-"]
+    assert not piece.exists()
+
+
+def test_what_another_process_is_writing_stays_its_own(stand_in, big):
+    piece = big.with_name(f"{big.name}.0123.incomplete")
+    piece.write_bytes(LARGE[:HALF])
+    assert resolve(BIG).path.read_bytes() == LARGE
+    assert stand_in.ranges["w.safetensors"] == [None]
+    assert piece.read_bytes() == LARGE[:HALF]
+
+
+def test_two_at_once_download_once(stand_in, big, monkeypatch):
+    slowed(monkeypatch, lambda: threading.Event().wait(0.3))
+    threads = [threading.Thread(target=resume.download, args=[parse(BIG)]) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert big.read_bytes() == LARGE
+    assert stand_in.ranges["w.safetensors"] == [None]
+
+
+def test_what_is_in_a_cache_that_cannot_be_written_is_used(big, monkeypatch):
+    def read_only(path):
+        raise PermissionError(errno.EROFS, "Read-only file system")
+
+    found = resolve(BIG)
+    monkeypatch.setattr("huggingface_hub.utils.WeakFileLock", read_only)
+    assert resolve(BIG) == found
+
+
+@pytest.mark.parametrize("error", [ImportError, TypeError, AttributeError])
+def test_a_client_whose_insides_have_changed(big, monkeypatch, error):
+    calls = []
+
+    def first_fails():
+        calls.append(None)
+        if len(calls) == 1:
+            raise error("no such name, or other arguments")
+
+    slowed(monkeypatch, first_fails)
+    assert resolve(BIG).path.read_bytes() == LARGE
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(("limit", "ours"), [(len(LARGE), []), (len(LARGE) + 1, [BIG])])
+def test_files_beyond_http_are_left_to_the_client(big, monkeypatch, limit, ours):
+    called, real = [], resume._check_arrived
+    monkeypatch.setattr(resume, "_check_arrived", lambda *a: called.append(BIG) or real(*a))
+    monkeypatch.setattr(resume, "_BEYOND_HTTP", limit)
+    assert resolve(BIG).path.read_bytes() == LARGE
+    assert called == ours
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "vocabulary.json"])
+def test_a_large_file_that_ends_too_early(stand_in, monkeypatch, name):
+    """Whether its ETag is a SHA-256 or git's hash."""
+    monkeypatch.setattr(
+        "huggingface_hub.file_download.http_get", lambda url, file, **options: file.write(b"half")
+    )
+    stand_in.repos["org/big"] = {name: LARGE}
+    assert f"{name} arrived damaged" in refusal(f"hf://org/big/{name}", HubError)
+
+
+def test_large_files_without_a_sha256(stand_in):
+    stand_in.repos["org/big"] = {"vocabulary.json": LARGE}
+    assert resolve("hf://org/big/vocabulary.json").path.read_bytes() == LARGE
+
+
+def test_a_server_that_knows_no_ranges(stand_in, big, patient):
+    stand_in.breaks["w.safetensors"] = 1
+    stand_in.whole.add("w.safetensors")
+    assert resolve(BIG).path.read_bytes() == LARGE
+
+
+def test_large_files_are_of_the_revision_that_was_asked_for(stand_in, big):
+    resolve(f"{BIG}@v1")
+    assert "main" not in stand_in.revisions
+
+
+def test_folders_whose_names_look_like_patterns(on_hub):
+    on_hub.repos["org/odd"] = {"a[b]/w.safetensors": CONTENT, "ab/other.safetensors": b"other"}
+    found = locate("hf://org/odd/a[b]")
+    assert [path.name for path in found.iterdir()] == ["w.safetensors"]
+    assert not (found.parent / "ab").exists()
+
+
+def test_nothing_is_shown_where_there_is_no_terminal(on_hub, environment):
+    code = "from driftrae_cli.hub import locate; locate('hf://org/open')"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
 def test_private_files_need_the_token_which_their_storage_does_not_see(stand_in, monkeypatch):
     stand_in.repos["me/mine"] = {"w.safetensors": LARGE}
     stand_in.private.add("me/mine")
@@ -270,7 +420,8 @@ def test_what_arrives_damaged_does_not_stay(stand_in, tmp_path):
     stand_in.repos["org/big"] = {"w.safetensors": LARGE}
     stand_in.etags["w.safetensors"] = "0" * 64
     assert refusal("hf://org/big/w.safetensors", HubError) == (
-        "hf://org/big/w.safetensors: w.safetensors arrived damaged (its SHA-256 is wrong). "
+        "hf://org/big/w.safetensors: w.safetensors arrived damaged (its content is not the "
+        "Hub's). "
         "Run the same command again."
     )
     assert not list(tmp_path.rglob("*.incomplete"))
@@ -367,7 +518,8 @@ def test_upload(stand_in, student, monkeypatch):
     stand_in.writers.add("hf_writer")
     page = upload(student, HubPlace("me/student"), private=True, message="A student")
     assert page == f"{stand_in.endpoint}/me/student"
-    assert stand_in.repos["me/student"]["student.safetensors"] == CONTENT
+    assert stand_in.repos["me/student"] == {"student.safetensors": CONTENT, "README.md": b"words"}
+    assert stand_in.tokens == {None}
     assert stand_in.created == {"me/student": True}
     assert resolve("hf://me/student/student.safetensors").sha256 == SHA256
 

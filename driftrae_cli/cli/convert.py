@@ -33,6 +33,9 @@ def convert(
     rae: Annotated[
         str | None, typer.Option(metavar="REF", help="Autoencoder that a teacher belongs to.")
     ] = None,
+    licence: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Licence of the weights, to be written down.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DST.")] = False,
     json: Json = False,
 ) -> None:
@@ -49,23 +52,24 @@ def convert(
     """
     from driftrae_cli.engine.convert import convert_files
     from driftrae_cli.engine.load import portable_reference
-    from driftrae_cli.engine.obtain import find
+    from driftrae_cli.engine.obtain import as_given, find
 
     metadata = {"source": source}
     if rae:
         metadata["rae"] = portable_reference(rae, out.parent)
+    if licence:
+        metadata["licence"] = licence
     with reporter() as progress:
-        parts = {
-            "encoder": find(encoder, progress) if encoder else None,
-            "statistics": find(stats, progress) if stats else None,
-        }
-        result = convert_files(
-            find(source, progress),
-            out,
-            **parts,
-            input_size=input_size,
-            heads=heads,
-            metadata=metadata,
-            overwrite=overwrite,
-        )
+        found = {given: find(given, progress) for given in (source, encoder, stats) if given}
+        with as_given(found):
+            result = convert_files(
+                found[source],
+                out,
+                encoder=found[encoder] if encoder else None,
+                statistics=found[stats] if stats else None,
+                input_size=input_size,
+                heads=heads,
+                metadata=metadata,
+                overwrite=overwrite,
+            )
     print_result(result, as_json=json)

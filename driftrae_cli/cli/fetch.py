@@ -20,15 +20,17 @@ def fetch(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Put a copy there.  [default: only the caches]"),
+        typer.Option(metavar="DIR", help="Put copies there.  [default: only the caches]"),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace that copy.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace those copies.")] = False,
     listed: Annotated[
         bool, typer.Option("--list", help="Show the known names, then stop.")
     ] = False,
     json: Json = False,
 ) -> None:
     """Download published weights and convert them.
+
+    With the autoencoder that they name.
 
     Downloads go to the cache of the Hugging Face Hub (HF_HOME) and go on where they broke off;
     converted files go to DRIFTRAE_CACHE, by default ~/.cache/driftrae. Everything that takes a

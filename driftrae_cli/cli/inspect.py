@@ -41,10 +41,12 @@ def inspect(
       driftrae inspect samples.npz --json
     """
     from driftrae_cli.engine.describe import describe
-    from driftrae_cli.engine.obtain import find
+    from driftrae_cli.engine.obtain import as_given, find
 
     with reporter() as progress:
-        found = describe(find(file, progress))
+        path = find(file, progress)
+    with as_given({file: path}):
+        found = describe(path)
     shown = found.listed if tensors else found.listed[:_SHOWN]
     entries = found.metadata if json else tuple(map(_shortened, found.metadata))
     print_result(dataclasses.replace(found, listed=shown, metadata=entries), as_json=json)

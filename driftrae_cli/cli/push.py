@@ -32,7 +32,7 @@ def push(
     With a page that says how it was made.
 
     Needs an account: run 'hf auth login', or set HF_TOKEN to a token that may write. The run's
-    config.yaml is published as it is.
+    config.yaml is published too; of local paths in it, only the last part.
 
     \b
     Examples:

@@ -76,6 +76,12 @@ class Known:
         return ", ".join(part.reference for part in self.parts.values())
 
     @property
+    def entries(self) -> Mapping[str, str]:
+        """Of the header of a file that is made of it."""
+        entries = {"source": self.source, "licence": self.licence}
+        return {**entries, "rae": self.rae} if self.rae else entries
+
+    @property
     def licence(self) -> str:
         """Of the weights; of each part where they differ."""
         names: dict[str, list[str]] = {}
@@ -94,6 +100,7 @@ _DINOV2 = Part("facebook/dinov2-with-registers-base", "", _APACHE, 86_583_552)
 _SIGLIP2 = Part("google/siglip2-base-patch16-256", "", _APACHE)
 _MAE = Part("facebook/vit-mae-base", "", _APACHE)
 _DECODER = 415_352_704  # ViT-XL for 256 tokens of width 768
+_VARIANCE = 768 * 16 * 16  # of latents; some files of statistics have a mean as well
 
 _ALL = (
     Known(
@@ -101,7 +108,7 @@ _ALL = (
         "rae",
         _rae_file("decoders/dinov2/wReg_base/ViTXL_n08/model.pt", _DECODER),
         encoder=_DINOV2,
-        statistics=_rae_file("stats/dinov2/wReg_base/imagenet1k/stat.pt"),
+        statistics=_rae_file("stats/dinov2/wReg_base/imagenet1k/stat.pt", _VARIANCE),
         input_size=224,
     ),
     Known(
@@ -109,7 +116,7 @@ _ALL = (
         "rae",
         _rae_file("decoders/dinov2/wReg_base/ViTXL_n08_i512/model.pt", 416_237_440),
         encoder=_DINOV2,
-        statistics=_rae_file("stats/dinov2/wReg_base/imagenet1k_512/stat.pt"),
+        statistics=_rae_file("stats/dinov2/wReg_base/imagenet1k_512/stat.pt", 4 * _VARIANCE),
         input_size=448,
     ),
     Known(
@@ -117,7 +124,7 @@ _ALL = (
         "rae",
         _rae_file("decoders/siglip2/base_p16_i256/ViTXL_n08/model.pt", _DECODER),
         encoder=_SIGLIP2,
-        statistics=_rae_file("stats/siglip2/base_p16_i256/ImageNet1k/stat.pt"),
+        statistics=_rae_file("stats/siglip2/base_p16_i256/ImageNet1k/stat.pt", _VARIANCE),
         input_size=256,
     ),
     Known(
@@ -125,7 +132,7 @@ _ALL = (
         "rae",
         _rae_file("decoders/mae/base_p16/ViTXL_n08/model.pt", _DECODER),
         encoder=_MAE,
-        statistics=_rae_file("stats/mae/base_p16/ImageNet1k/stat.pt"),
+        statistics=_rae_file("stats/mae/base_p16/ImageNet1k/stat.pt", _VARIANCE),
         input_size=256,
     ),
     Known(

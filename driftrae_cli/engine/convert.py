@@ -54,6 +54,7 @@ def convert_files(
     heads: int | None = None,
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
+    hashes: Mapping[Path, str] | None = None,
 ) -> Conversion:
     """Write what `source` holds as one file of ours at `out`.
 
@@ -67,6 +68,9 @@ def convert_files(
         heads: attention heads, where `source` does not tell them.
         metadata: header entries, which win over the derived ones.
         overwrite: replace `out`.
+        hashes: SHA-256 of files that may be read, where it has been computed.
+
+    A file of ours keeps what it says of its source; where it was copied from is added.
 
     Raises:
         WeightsError: a source that cannot be read, or parts that do not belong together.
@@ -84,17 +88,19 @@ def convert_files(
         raise ConfigError("--stats: statistics go into an autoencoder; add --encoder")
     elif input_size is not None:
         found = _at_size(found, input_size)
+    given = {"source": str(source), **(metadata or {})}
     header = {
         **found.metadata,
-        "source": str(source),
-        "source_sha256": json.dumps({name: LocalFile(path).sha256 for name, path in files}),
         "layout": found.metadata.get("layout", found.layout),
         **_teacher_entries(found),
-        **(metadata or {}),
     }
     if found.layout == FORMAT:
+        header |= {"copied_from": given.pop("source"), **given}
         _copy(read, found, header, out)
     else:
+        known = hashes or {}
+        sha256 = {name: known.get(path) or LocalFile(path).sha256 for name, path in files}
+        header |= {"source_sha256": json.dumps(sha256), **given}
         _write(out, found, header)
     return Conversion(
         out=str(out),

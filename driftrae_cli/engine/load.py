@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-from driftrae_cli.engine.obtain import is_name, obtain
+from driftrae_cli.engine.obtain import beside, is_name, obtain
 from driftrae_cli.engine.report import NullReporter, Reporter
 from driftrae_cli.errors import ConfigError, HubError, WeightsError
-from driftrae_cli.hub import LocalFile
+from driftrae_cli.hub import HUB, LocalFile
 from driftrae_cli.models.ditdh import DiTDH
 from driftrae_cli.models.rae import RAE
 from driftrae_cli.models.weights import load_model
@@ -106,17 +106,19 @@ def load_flow(reference: str, device: torch.device, reporter: Reporter = _SILENT
     return FlowCheckpoint(
         model=loaded.model.to(device).eval(),
         role=role,
-        rae=_partner(meta.get("rae"), path.parent),
+        rae=_partner(meta.get("rae"), path.parent, reference),
         shift=shift,
         class_names=class_names,
         licence=meta.get("licence"),
     )
 
 
-def _partner(reference: str | None, folder: Path) -> str | None:
-    """The autoencoder that a file in `folder` names."""
+def _partner(reference: str | None, folder: Path, model: str) -> str | None:
+    """The autoencoder that `model`, a file in `folder`, names; on the Hub only one beside it."""
     if reference is None or is_name(reference):
         return reference
+    if model.startswith(HUB) and beside(folder, reference) is None:
+        return None
     # Joined as text: `Path` drops the `./` that tells a file from a built-in name.
     return os.path.join(folder, reference)
 

@@ -7,12 +7,13 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import driftrae_cli
 from driftrae_cli.engine.build import DistillConfig
 from driftrae_cli.hub import HUB
 
+# In every page, so that `publish` knows its own.
+MARK = "<!-- Written by 'driftrae push', which replaces the files beside it. -->"
 _PAPER = "https://arxiv.org/abs/2606.15553"
 _BIBTEX = """@article{zhang2026driftrae,
   title   = {Distilling Drifting Transformers with Representation Autoencoders},
@@ -51,6 +52,8 @@ class Card:
         config: of the run.
         teacher: of the student.
         autoencoder: its reference, as the student's file has it.
+        autoencoder_beside: whether it is published along.
+        autoencoder_licence: of its weights, where it is published along and says so.
         network: the student's sizes, from its file.
         class_names: one per class.
         weights: SHA-256 of what the run read, by what it was.
@@ -63,6 +66,8 @@ class Card:
     config: DistillConfig
     teacher: Teacher
     autoencoder: str
+    autoencoder_beside: bool
+    autoencoder_licence: str | None
     network: Mapping[str, object]
     class_names: Sequence[str]
     weights: Mapping[str, str]
@@ -82,6 +87,7 @@ class Card:
             *_section("Weights", _table(("file", "SHA-256"), self._hashes())),
             *_section("Licence", self._licence()),
             *_section("Citation", f"```bibtex\n{_BIBTEX}\n```"),
+            MARK,
         ]
         return "\n\n".join(parts) + "\n"
 
@@ -126,7 +132,7 @@ class Card:
         return [
             ("teacher", _origin(self.teacher)),
             ("autoencoder", f"`{self.autoencoder}`"),
-            ("data", f"`{_without_folder(self.config.data.source)}`"),
+            ("data", f"`{self.config.data.source}`"),
             ("classes", f"{len(names)}: {', '.join(names[:_NAMED_CLASSES])}{more}"),
             ("latents", f"{network['in_channels']} channels, {size} x {size} tokens"),
             ("network", f"DiT-DH, width {_cell(network['hidden_size'])}, "
@@ -155,23 +161,19 @@ class Card:
         return [("student.safetensors", self.student_sha256), *read]
 
     def _licence(self) -> str:
-        licence = self.teacher.licence
-        if licence:
-            return f"That of the teacher, whose weights it started from: {licence}."
-        return (
-            "That of the teacher, whose weights it started from; the teacher's file does not "
-            "state one."
+        unknown = "not known (no file of the run states it)"
+        text = (
+            "That of the teacher, whose weights it started from: "
+            f"{self.teacher.licence or unknown}."
         )
+        if not self.autoencoder_beside:
+            return text
+        return f"{text} Of the autoencoder beside it: {self.autoencoder_licence or unknown}."
 
 
 def _origin(teacher: Teacher) -> str:
     source = f", from {teacher.source}" if teacher.source else ""
     return f"`{teacher.name}`{source}"
-
-
-def _without_folder(source: str) -> str:
-    """What pictures are called; where they are on somebody's disk is nobody's business."""
-    return source if source.startswith(HUB) else Path(source).name
 
 
 def _section(title: str, text: str) -> list[str]:

@@ -6,11 +6,12 @@ Converted files are kept in a cache, by the content of what they were made from.
 import hashlib
 import json
 import os
-import posixpath
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -22,9 +23,10 @@ from driftrae_cli.errors import ConfigError, HubError, OutputError, WeightsError
 from driftrae_cli.files import atomic_file
 from driftrae_cli.hub import BUILT_IN, HUB, LocalFile, locate, name_a_file, parse
 from driftrae_cli.models.pickles import ENDINGS
-from driftrae_cli.models.weights import FORMAT
+from driftrae_cli.models.weights import FORMAT, read_tensors, write_tensors
 
 _CONVERSION = 1  # to be raised when the same sources make another file
+_VERSION = "conversion"  # the header entry that says it
 _DIGITS = 16  # of the hash in a file's name
 _LONGEST_NAME = 60
 _MODELS = ("student.safetensors", "teacher.safetensors", "rae.safetensors")  # in a repository
@@ -56,8 +58,17 @@ def obtain(reference: str, reporter: Reporter) -> LocalFile:
     """
     known = KNOWN.get(reference)
     if known:
-        return _converted(_of_known(known), reporter)
-    path = locate(reference, KNOWN)
+        # Released files do not change: no need to ask the Hub again.
+        made = _made_before(reference, known.entries)
+        return LocalFile(made) if made else _converted(_of_known(known), reporter)
+    try:
+        path = locate(reference, KNOWN)
+    except HubError as error:
+        made = _made_before(reference, {"source": reference})
+        if made is None:
+            raise
+        reporter.message(f"{error}\nUsing what was converted before: {made}")
+        return LocalFile(made)
     model = _own_inside(path) if path.is_dir() else path
     header = own_header(model) if model else None
     if model is None or header is None:
@@ -76,7 +87,31 @@ def find(reference: str, reporter: Reporter) -> Path:
     """
     if reference in KNOWN:
         return obtain(reference, reporter).path
-    return locate(reference, KNOWN)
+    path = locate(reference, KNOWN)
+    return (_own_inside(path) if path.is_dir() else None) or path
+
+
+@contextmanager
+def as_given(places: Mapping[str, Path]) -> Iterator[None]:
+    """Have errors name what was given: nobody knows the paths in a cache.
+
+    Args:
+        places: where each reference is on this machine.
+    """
+    try:
+        yield
+    except (ConfigError, WeightsError) as error:
+        text = str(error)
+        for reference, path in places.items():
+            if is_name(reference):
+                text = text.replace(str(path), reference)
+        raise type(error)(text) from error
+
+
+def beside(folder: Path, name: str) -> Path | None:
+    """The file in `folder` that somebody else's file names; None if that leads out of it."""
+    path = Path(name)
+    return None if path.is_absolute() or ".." in path.parts else folder / path
 
 
 def is_name(reference: str) -> bool:
@@ -107,11 +142,11 @@ def _locate_partner(reference: str, rae: str | None) -> None:
     if rae is None or is_name(rae):
         return
     place = parse(reference)
-    beside = posixpath.normpath(posixpath.join(posixpath.dirname(place.path), rae))
-    if beside.startswith(("/", "..")):
+    path = beside(Path(place.path).parent, rae)
+    if path is None:
         return
     try:
-        locate(str(replace(place, path=beside)))
+        locate(str(replace(place, path=path.as_posix())))
     except HubError:
         return  # another one may be given; if not, loading says that it is missing
 
@@ -127,17 +162,20 @@ class _Sources:
     input_size: int | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
 
-    def files(self) -> Iterator[tuple[str, LocalFile]]:
+    @cached_property
+    def files(self) -> Mapping[str, LocalFile]:
         """All that may be read, by names that do not depend on where it is."""
         parts = {"weights": self.weights, "encoder": self.encoder, "statistics": self.statistics}
-        for part, path in parts.items():
-            for file in _readable(path) if path else []:
-                yield f"{part}/{file.name}", LocalFile.at(file)
+        return {
+            f"{part}/{file.name}": LocalFile.at(file)
+            for part, path in parts.items()
+            for file in (_readable(path) if path else [])
+        }
 
     def target(self) -> Path:
         """The converted file: other sources, options or entries have another one."""
         options = {name: text for name, text in self.metadata.items() if name != "source"}
-        hashes = {name: file.expected_sha256 or file.sha256 for name, file in self.files()}
+        hashes = {n: file.expected_sha256 or file.sha256 for n, file in self.files.items()}
         made_of = json.dumps([_CONVERSION, self.input_size, options, hashes], sort_keys=True)
         digest = hashlib.sha256(made_of.encode()).hexdigest()[:_DIGITS]
         return cache_folder() / f"{model_name(self.reference)}-{digest}.safetensors"
@@ -149,15 +187,26 @@ def _of_known(known: Known) -> _Sources:
     except HubError as error:
         by_hand = " 'driftrae convert' makes one file of the three." if known.encoder else ""
         raise HubError(f"{known.name}: {error}{by_hand}") from error
-    entries = {"source": known.source, "licence": known.licence}
     return _Sources(
         known.name,
         paths[known.weights],
         encoder=paths[known.encoder] if known.encoder else None,
         statistics=paths[known.statistics] if known.statistics else None,
         input_size=known.input_size,
-        metadata={**entries, "rae": known.rae} if known.rae else entries,
+        metadata=known.entries,
     )
+
+
+def _made_before(reference: str, entries: Mapping[str, str]) -> Path | None:
+    """The newest file in the cache that was converted from what `reference` means."""
+    wanted = {**entries, _VERSION: str(_CONVERSION)}
+    pattern = f"{model_name(reference)}-{'[0-9a-f]' * _DIGITS}.safetensors"
+    made = cache_folder().glob(pattern)
+    for path in sorted(made, key=lambda path: path.stat().st_mtime, reverse=True):
+        header = own_header(path) or {}
+        if all(header.get(name) == text for name, text in wanted.items()):
+            return path
+    return None
 
 
 def _readable(path: Path) -> list[Path]:
@@ -188,25 +237,25 @@ def _converted(sources: _Sources, reporter: Reporter) -> LocalFile:
     target = sources.target()
     if target.is_file():
         return LocalFile(target)
-    for _, file in sources.files():
-        _ = file.sha256  # raises for a damaged download
+    hashes = {file.path: file.sha256 for file in sources.files.values()}  # damaged ones raise
     reporter.message(f"converting {reference} into {target}, once")
     try:
-        convert_files(
+        done = convert_files(
             sources.weights,
             target,
             encoder=sources.encoder,
             statistics=sources.statistics,
             input_size=sources.input_size,
-            metadata=sources.metadata,
+            metadata={**sources.metadata, _VERSION: str(_CONVERSION)},
             overwrite=True,  # by another process that has begun at the same time
+            hashes=hashes,
         )
     except OutputError as error:
         raise OutputError(f"{error}\nDRIFTRAE_CACHE names another folder for it.") from error
     except (ConfigError, WeightsError) as error:
         told = str(error).startswith(reference)
         raise WeightsError(str(error) if told else f"{reference}: {error}") from error
-    return LocalFile(target)
+    return LocalFile.hashed(target, done.sha256)
 
 
 def model_name(reference: str) -> str:
@@ -229,6 +278,7 @@ class Fetched:
         sha256: of the file.
         source: where it is from; None if it does not say.
         licence: of its weights; None if it does not say.
+        autoencoder: file of the one that it names; None if it names none or a built-in one.
     """
 
     path: str
@@ -237,28 +287,36 @@ class Fetched:
     sha256: str
     source: str | None
     licence: str | None
+    autoencoder: str | None
 
 
 def fetch(reference: str, *, out: Path | None, overwrite: bool, reporter: Reporter) -> Fetched:
-    """Download a model and convert it if necessary.
+    """Download a model and the autoencoder that it names, and convert them if necessary.
 
     Args:
         reference: see `obtain`.
-        out: folder to put a copy into, as `<name>.safetensors`.
-        overwrite: replace that file.
+        out: folder to put copies into: `<name>.safetensors`, and `<name>-rae.safetensors` or
+            that under its known name.
+        overwrite: replace such files.
 
     Raises:
-        HubError, WeightsError: it cannot be had.
+        HubError, WeightsError: one of them cannot be had.
         OutputError: it cannot be written, or `out` has such a file.
     """
     target = out / f"{model_name(reference)}.safetensors" if out else None
     if target and not overwrite:
         _refuse_existing(target)
     file = obtain(reference, reporter)
-    if target:
-        _copy(file, target, overwrite)
-        file = LocalFile(target)
     header = own_header(file.path) or {}
+    rae = header.get("rae")
+    partner = _partner(reference, file.path, rae, reporter) if rae else None
+    if target and partner and rae:
+        name = rae if rae in KNOWN else f"{target.stem}-rae"
+        copy = _copy(partner, target.with_name(f"{name}.safetensors"), overwrite)
+        file = _copy(file, target, overwrite, None if is_name(rae) else copy.path.name)
+        partner = copy
+    elif target:
+        file = _copy(file, target, overwrite)
     return Fetched(
         path=str(file.path),
         kind=header.get("kind", "unknown"),
@@ -266,7 +324,23 @@ def fetch(reference: str, *, out: Path | None, overwrite: bool, reporter: Report
         sha256=file.sha256,
         source=header.get("source") or (reference if reference.startswith(HUB) else None),
         licence=header.get("licence"),
+        autoencoder=str(partner.path) if partner else None,
     )
+
+
+def _partner(reference: str, model: Path, rae: str, reporter: Reporter) -> LocalFile | None:
+    """The autoencoder `rae` of a model; None if it is everywhere."""
+    if rae in BUILT_IN:
+        return None
+    if is_name(rae):
+        return obtain(rae, reporter)
+    found = beside(model.parent, rae) if reference.startswith(HUB) else model.parent / rae
+    if found is None or not found.exists():
+        raise WeightsError(
+            f"{reference}: names '{rae}' as its autoencoder, which is not there with it; ask "
+            "whoever made it for that file"
+        )
+    return obtain(str(found.absolute()), reporter)  # or it might be taken for a name
 
 
 def _refuse_existing(target: Path) -> None:
@@ -274,19 +348,21 @@ def _refuse_existing(target: Path) -> None:
         raise OutputError(f"{target}: exists already; add --overwrite to replace it")
 
 
-def _copy(file: LocalFile, target: Path, overwrite: bool) -> None:
-    """A copy of the very bytes, checked; beside it the autoencoder that it names by a path."""
-    _ = file.sha256  # raises for a damaged download
-    copies = {target: file.path}
-    rae = (own_header(file.path) or {}).get("rae")
-    if rae and not is_name(rae) and ".." not in Path(rae).parts:
-        copies[target.parent / rae] = file.path.parent / rae
+def _copy(file: LocalFile, target: Path, overwrite: bool, rae: str | None = None) -> LocalFile:
+    """A copy of the very bytes, checked; with `rae` one that names this autoencoder instead."""
+    sha256 = file.sha256  # raises for a damaged download
+    if target.exists() and LocalFile(target).sha256 == sha256:
+        return LocalFile.hashed(target, sha256)
+    if not overwrite:
+        _refuse_existing(target)
     try:
-        for copy, source in copies.items():
-            if not overwrite:
-                _refuse_existing(copy)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_file(copy) as partial:
-                shutil.copyfile(source, partial)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if rae:
+            tensors, header = read_tensors(file.path)
+            write_tensors(target, tensors, {**header, "rae": rae})
+            return LocalFile(target)
+        with atomic_file(target) as partial:
+            shutil.copyfile(file.path, partial)
     except OSError as error:
         raise OutputError(f"{target}: cannot be written ({error.strerror})") from error
+    return LocalFile.hashed(target, sha256)

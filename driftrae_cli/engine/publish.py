@@ -3,12 +3,12 @@
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from driftrae_cli.engine.build import DistillConfig, read_config
+from driftrae_cli.engine.build import DistillConfig, config_yaml, read_config
 from driftrae_cli.engine.catalogue import KNOWN
-from driftrae_cli.engine.model_card import Card, Teacher
+from driftrae_cli.engine.model_card import MARK, Card, Teacher
 from driftrae_cli.engine.obtain import is_name, own_header
 from driftrae_cli.engine.report import Reporter
 from driftrae_cli.errors import ConfigError, DataError, HubError, OutputError, WeightsError
@@ -19,6 +19,7 @@ from driftrae_cli.models.weights import read_tensors, write_tensors
 _STUDENT, _RAE, _CONFIG = "student.safetensors", "rae.safetensors", "config.yaml"
 _PICTURES, _CARD = "samples.png", "README.md"
 _PUBLISHED = {_STUDENT, _RAE, _CONFIG, _PICTURES, _CARD}
+_PARTIAL = ".*.partial"  # what `atomic_file` leaves behind when it is killed
 _SCORES = ("results.jsonl", "scores.json")
 
 
@@ -69,15 +70,18 @@ def publish(
     if place.path or place.revision:
         raise HubError(f"{reference}: a student gets a repository of its own; write hf://org/name")
     header = _finished(run)
+    partner = _partner(run, header["rae"])
+    card = _card(run, place, header, partner)
     if not dry_run:
         check_login(place)
     folder = out or run / "hub"
     _prepare(folder)
-    _write_weights(run, header, folder)
-    for name in (_CONFIG, _PICTURES):
-        if (run / name).is_file():
-            _copy(run / name, folder / name)
-    write_text(folder / _CARD, _card(run, folder, place, header).text())
+    _write_weights(run, header["rae"], partner, folder)
+    write_text(folder / _CONFIG, config_yaml(card.config))
+    if card.pictures:
+        _copy(run / _PICTURES, folder / _PICTURES)
+    student = LocalFile(folder / _STUDENT)
+    write_text(folder / _CARD, replace(card, student_sha256=student.sha256).text())
     files = sorted(path for path in folder.iterdir() if path.name in _PUBLISHED)
     page = None
     if not dry_run:
@@ -107,19 +111,42 @@ def _finished(run: Path) -> Mapping[str, str]:
     return header
 
 
+def _partner(run: Path, rae: str) -> Path | None:
+    """The student's autoencoder, if it has no name that others understand."""
+    if is_name(rae):
+        return None
+    partner = run / rae
+    if own_header(partner) is None:
+        raise WeightsError(
+            f"{run / _STUDENT}: belongs to the autoencoder {partner}, which is to be published "
+            "with it, but is not there or damaged; put it back"
+        )
+    return partner
+
+
 def _prepare(folder: Path) -> None:
+    """Empty it, if only `publish` has written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        foreign = sorted(p.name for p in folder.iterdir() if p.name not in _PUBLISHED)
+        found = [path for path in folder.iterdir() if not path.match(_PARTIAL)]
+        foreign = sorted(path.name for path in found if path.name not in _PUBLISHED)
+        if found and not foreign and not _is_card(folder / _CARD):
+            foreign = sorted(path.name for path in found)
         if foreign:
             raise OutputError(
-                f"{folder}: holds something else ({foreign[0]}), which would be uploaded too; "
-                "empty it, or choose another folder with --out"
+                f"{folder}: holds something else ({foreign[0]}), which would be uploaded or "
+                "replaced; empty it, or choose another folder with --out"
             )
+        write_text(folder / _CARD, MARK)  # whatever happens now, the folder stays ours
         for path in folder.iterdir():
-            path.unlink()
+            if path.name != _CARD:
+                path.unlink()
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written ({error.strerror})") from error
+
+
+def _is_card(path: Path) -> bool:
+    return path.is_file() and MARK in path.read_text(errors="replace")
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -127,41 +154,59 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, partial)
 
 
-def _write_weights(run: Path, header: Mapping[str, str], folder: Path) -> None:
-    """The student, and beside it an autoencoder that has no name which others understand."""
-    rae = header["rae"]
-    if is_name(rae):
+def _write_weights(run: Path, rae: str, partner: Path | None, folder: Path) -> None:
+    if partner is None:
         _copy(run / _STUDENT, folder / _STUDENT)
         return
-    partner = run / rae
-    if own_header(partner) is None:
-        raise WeightsError(
-            f"{run / _STUDENT}: belongs to the autoencoder {partner}, which is to be published "
-            "with it, but is not there or damaged; put it back"
-        )
-    _copy(partner, folder / _RAE)
-    if rae == _RAE:
-        _copy(run / _STUDENT, folder / _STUDENT)
-        return
-    tensors, entries = read_tensors(run / _STUDENT)
-    write_tensors(folder / _STUDENT, tensors, {**entries, "rae": _RAE})
+    _copy_with(run / _STUDENT, folder / _STUDENT, {"rae": _RAE})
+    told = own_header(partner) or {}
+    shortened = {n: _without_folder(told[n]) for n in ("source", "copied_from") if n in told}
+    _copy_with(partner, folder / _RAE, shortened)
 
 
-def _card(run: Path, folder: Path, place: HubPlace, header: Mapping[str, str]) -> Card:
+def _copy_with(source: Path, target: Path, entries: Mapping[str, str]) -> None:
+    """A copy with these entries in its header."""
+    header = own_header(source) or {}
+    if {**header, **entries} == header:
+        _copy(source, target)
+    else:
+        write_tensors(target, read_tensors(source)[0], {**header, **entries})
+
+
+def _without_folder(reference: str) -> str:
+    """A reference as others may read it: where files are on somebody's disk tells them nothing."""
+    return reference if is_name(reference) else Path(reference).name
+
+
+def _shortened(config: DistillConfig) -> DistillConfig:
+    data = replace(
+        config.data,
+        source=_without_folder(config.data.source),
+        class_map=config.data.class_map and _without_folder(config.data.class_map),
+    )
+    rae = config.rae and _without_folder(config.rae)
+    return replace(config, teacher=_without_folder(config.teacher), rae=rae, data=data)
+
+
+def _card(run: Path, place: HubPlace, header: Mapping[str, str], partner: Path | None) -> Card:
+    """The page, but for the SHA-256 of the student, which is not written yet."""
     config = read_config(run / _CONFIG, DistillConfig)
     assert isinstance(config, DistillConfig)
     weights = _weights_read(run / "run.json")
+    teacher = _teacher(config.teacher, Path(weights["teacher"]["path"]), header.get("licence"))
     return Card(
         repository=place.repo,
-        config=config,
-        teacher=_teacher(config.teacher, Path(weights["teacher"]["path"])),
-        autoencoder=header["rae"] if is_name(header["rae"]) else _RAE,
+        config=_shortened(config),
+        teacher=teacher,
+        autoencoder=_RAE if partner else header["rae"],
+        autoencoder_beside=partner is not None,
+        autoencoder_licence=(own_header(partner) or {}).get("licence") if partner else None,
         network=json.loads(header["config"]),
         class_names=json.loads(header["class_names"]),
         weights={name: file["sha256"] for name, file in weights.items()},
-        student_sha256=LocalFile(folder / _STUDENT).sha256,
+        student_sha256="",
         scores=[entry for name in _SCORES for entry in _scores(run / name)],
-        pictures=_PICTURES if (folder / _PICTURES).is_file() else None,
+        pictures=_PICTURES if (run / _PICTURES).is_file() else None,
     )
 
 
@@ -178,17 +223,24 @@ def _weights_read(record: Path) -> dict[str, dict[str, str]]:
         ) from error
 
 
-def _teacher(reference: str, file: Path) -> Teacher:
+def _teacher(reference: str, file: Path, licence: str | None) -> Teacher:
+    """What is known of it; `licence` is what the student says, whose teacher may be gone."""
     known = KNOWN.get(reference)
     if known:
         return Teacher(reference, known.source, known.licence, known.weights.repository)
     header = own_header(file) or {}
-    source, licence = header.get("source"), header.get("licence")
-    origin = reference if reference.startswith(HUB) else source or ""
-    base = parse(origin).repo if origin.startswith(HUB) else None
-    name = reference if is_name(reference) else Path(reference).name
-    # A path on somebody's disk tells nobody anything.
-    return Teacher(name, source if base else None, licence, base)
+    source = header.get("source")
+    licence = licence or header.get("licence")
+    base = _repository(reference) or _repository(source or "")
+    return Teacher(_without_folder(reference), source if base else None, licence, base)
+
+
+def _repository(reference: str) -> str | None:
+    """On the Hub; None of anything else, whatever a header has."""
+    try:
+        return parse(reference).repo if reference.startswith(HUB) else None
+    except HubError:
+        return None
 
 
 def _scores(file: Path) -> list[Mapping[str, object]]:

@@ -27,6 +27,7 @@ _IN_FOLDERS = (  # of diffusers; of transformers and timm
 _CONFIG = "config.json"
 _LISTED = 5  # missing files that are named
 _NESTS = ("ema", "model", "state_dict", "module")  # in the order of preference
+_DEEPEST = 4  # of those in each other; a file may hold itself
 _COUNTERS = ("step", "train_steps", "global_step")
 
 
@@ -137,10 +138,16 @@ def _read_pickled(path: Path) -> Container:
     content = read_pickle(path)
     counted = _children(content)
     step = next((counted[n] for n in _COUNTERS if type(counted.get(n)) is int), None)
-    nest = ""
-    while inner := next((n for n in _NESTS if _children(_children(content).get(n))), ""):
-        content, nest = content[inner], f"{nest}.{inner}".lstrip(".")
+    nests: list[str] = []
+    while len(nests) < _DEEPEST and (inner := _nest_in(content)):
+        content = content[inner]
+        nests.append(inner)
+    nest = ".".join(nests)
     return Container(path, (path,), _tensors(content, path, nest), nest=nest, step=step)
+
+
+def _nest_in(content: object) -> str | None:
+    return next((n for n in _NESTS if _children(_children(content).get(n))), None)
 
 
 def _children(content: object) -> Mapping[str, Any]:
@@ -152,14 +159,25 @@ def _tensors(content: object, path: Path, nest: str) -> dict[str, Tensor | None]
     if not isinstance(content, Mapping) or not content:
         raise WeightsError(f"{where}: holds no tensors by name, but {_words(content)}")
     for name, value in content.items():
-        plain = isinstance(value, Tensor) and value.layout == torch.strided
-        if not isinstance(name, str) or not (plain or value is None):
+        if not isinstance(name, str):
+            raise WeightsError(f"{where}: has {name!r} as a name, which is no text")
+        if not (value is None or _is_plain(value)):
             raise WeightsError(
-                f"{where}: holds {_words(value)} under {str(name)!r}, where a tensor belongs.\n"
+                f"{where}: holds {_words(value)} under {name!r}, where a tensor belongs.\n"
                 f"Weights are found at the top or in one of {', '.join(_NESTS)}; save them alone "
                 "with torch.save if they are elsewhere."
             )
     return {name: None if value is None else value.detach() for name, value in content.items()}
+
+
+def _is_plain(value: object) -> bool:
+    """Whether it is a tensor with a number in the file for each of its own."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and not (value.is_meta or value.is_quantized)
+        and value.nbytes <= value.untyped_storage().nbytes()
+    )
 
 
 def _words(value: object) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 from driftrae_cli.errors import WeightsError
 from driftrae_cli.models.decoder import ViTDecoder
 from driftrae_cli.models.encoder import ViTEncoder
-from driftrae_cli.models.inferred import Shapes, decoder_config
+from driftrae_cli.models.inferred import HEAD_WIDTH, Shapes, decoder_config
 from driftrae_cli.models.keymaps import (
     DINOV2,
     MAE,
@@ -61,8 +61,8 @@ def read_autoencoder(
         raise WeightsError(f"{source}: its latents are sequences (reshape_to_2d), not grids")
     _refuse_others(state, source)
     part, _ = encoder_part(below("encoder.", state))
-    # Its encoders all have heads of the usual width, which is what None means.
-    encoder = build_encoder(part, _FAMILIES[encoder_type], source).resampled(input_size)
+    heads = max(1, entries.count("encoder_hidden_size") // HEAD_WIDTH)  # whatever the family
+    encoder = build_encoder(part, _FAMILIES[encoder_type], source, heads).resampled(input_size)
     grid = encoder.config.grid
     decoder = _decoder(state, grid, source, entries.count("decoder_num_attention_heads"))
     image_mean, image_std = _pixels(state, source)

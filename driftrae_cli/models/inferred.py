@@ -19,8 +19,7 @@ if TYPE_CHECKING:  # the encoder's module imports timm, which takes seconds
     from driftrae_cli.models.encoder import EncoderConfig
 
 _DECODER_HEADS = {768: 12, 1024: 16, 1152: 16}  # the released sizes: ViT-B, L and XL
-_ENCODER_HEADS = {1152: 16, 1280: 16}  # SigLIP so400m and MAE-H; all others have 64 per head
-_HEAD_WIDTH = 64
+HEAD_WIDTH = 64  # of encoders
 _PIXEL_CHANNELS = 3
 
 
@@ -51,10 +50,19 @@ class Shapes:
         return shape
 
     def count(self, prefix: str) -> int:
-        """How many numbered modules there are under `prefix`."""
-        pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
-        found = [int(match[1]) for name in self._state if (match := pattern.match(name))]
-        return max(found, default=-1) + 1
+        """How many numbered modules there are under `prefix`.
+
+        Raises:
+            WeightsError: some are left out.
+        """
+        pattern = re.compile(re.escape(prefix) + r"\.(\d{1,4})\.")
+        found = {int(match[1]) for name in self._state if (match := pattern.match(name))}
+        absent = next(number for number in range(len(found) + 1) if number not in found)
+        if absent < len(found):
+            raise WeightsError(
+                f"{self.source}: has {prefix}.{max(found)} and lacks {prefix}.{absent}"
+            )
+        return len(found)
 
     def side(self, name: str, count: int) -> int:
         """Rows of a square of `count` positions.
@@ -84,6 +92,9 @@ def ditdh_config(state: Mapping[str, Tensor], source: str) -> DiTDHConfig:
     (wide,) = shapes.of("final_layer.norm_final.weight", 1)
     hidden = (narrow, wide)
     depth = _depth_split(shapes, hidden)
+    classes = shapes.of("y_embedder.embedding_table.weight", 2)[0] - 1
+    if classes < 1:
+        raise WeightsError(f"{source}: this DiT-DH has no classes but the one for 'no class'")
     heads = tuple(
         max(1, width // shapes.of(f"{part}_feat_rope.freqs_cos", 2)[1])
         for part, width in zip(("enc", "dec"), hidden, strict=True)
@@ -94,7 +105,7 @@ def ditdh_config(state: Mapping[str, Tensor], source: str) -> DiTDHConfig:
         hidden_size=hidden,
         depth=depth,
         num_heads=(heads[0], heads[1]),
-        num_classes=shapes.of("y_embedder.embedding_table.weight", 2)[0] - 1,
+        num_classes=classes,
         patch_size=patch,
         mlp_ratio=_swiglu_ratio(shapes, hidden, depth),
     )
@@ -168,7 +179,7 @@ def encoder_config(
 ) -> "EncoderConfig":
     """Config of an encoder under the names of `ViTEncoder.vit`.
 
-    `heads` None takes those of the known widths.
+    `heads` None takes those of the family's known widths.
 
     Raises:
         WeightsError: a tensor that it is read from is missing or odd.
@@ -182,7 +193,7 @@ def encoder_config(
     return EncoderConfig(
         width=width,
         depth=shapes.count("blocks"),
-        heads=heads or _ENCODER_HEADS.get(width) or max(1, width // _HEAD_WIDTH),
+        heads=heads or family.heads.get(width) or max(1, width // HEAD_WIDTH),
         mlp_ratio=_ratio(width, inner),
         patch_size=patch,
         image_size=patch * shapes.side("pos_embed", shapes.of("pos_embed", 3)[1]),

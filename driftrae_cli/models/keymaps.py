@@ -9,7 +9,7 @@ Legend: C patch tokens, D channels.
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -50,29 +50,36 @@ class Family:
     Attributes:
         name: for people.
         model_types: what transformers calls it.
+        timm_name: what timm's names of its networks or weights have in them.
         class_token: whether it has one.
         activation: of the feed-forward layers. SigLIP was trained with the tanh form,
             which timm's networks of that name do not have.
-        norm_eps: of every LayerNorm, as in transformers.
+        norm_eps: of every LayerNorm, as in transformers; timm has `TIMM_NORM_EPS` in all.
         antialias: whether its position table is resampled with antialiasing, as in transformers.
         layer_scale: whether it has one.
         unused: names, as patterns, that its patch tokens do not depend on. The last norm
             has no weight and bias here ([RAE] §3).
+        heads: width -> attention heads, where they are not 64 wide.
     """
 
     name: str
     model_types: tuple[str, ...]
+    timm_name: str
     class_token: bool
     activation: str
     norm_eps: float
     antialias: bool
     layer_scale: bool
     unused: tuple[str, ...]
+    heads: Mapping[int, int] = field(default_factory=dict)
 
+
+TIMM_NORM_EPS = 1e-6
 
 DINOV2 = Family(
     name="DINOv2 with registers",
     model_types=("dinov2_with_registers",),
+    timm_name="dinov2",
     class_token=True,
     activation="gelu",
     norm_eps=1e-6,
@@ -83,6 +90,7 @@ DINOV2 = Family(
 SIGLIP = Family(
     name="SigLIP",
     model_types=("siglip", "siglip_vision_model"),
+    timm_name="siglip",
     class_token=False,
     activation="gelu_tanh",
     norm_eps=1e-6,
@@ -93,16 +101,19 @@ SIGLIP = Family(
         r"embeddings\.position_ids",
         r"(head|attn_pool)\..*",
     ),
+    heads={1152: 16, 1536: 16},  # so400m, giant-opt
 )
 MAE = Family(
     name="MAE",
     model_types=("vit_mae",),
+    timm_name="mae",
     class_token=True,
     activation="gelu",
     norm_eps=1e-12,
     antialias=False,
     layer_scale=False,
     unused=(r"(layer)?norm\.(weight|bias)",),
+    heads={1280: 16},  # MAE-H
 )
 
 # The first whose first names are all there and whose second are not.
@@ -127,6 +138,11 @@ def family_of(state: State) -> Family | None:
         if present <= names and not absent & names:
             return family
     return None
+
+
+def is_of_timm(state: State) -> bool:
+    """Whether an encoder's tensors have timm's names; if not, transformers'."""
+    return "patch_embed.proj.weight" in state
 
 
 def encoder_part(state: State) -> tuple[dict[str, Tensor], str]:

@@ -48,6 +48,13 @@ def _explain(path: Path, text: str) -> str:
             "If you trust its origin, open it with the program that wrote it, keep the tensors "
             "alone (torch.save(model.state_dict(), 'plain.pt')), and give that file."
         )
+    if "TorchScript" in text:
+        return (
+            f"{path}: a TorchScript archive, which is a program and not plain tensors, so it stays "
+            "closed.\n"
+            "If you trust its origin, load it with torch.jit.load, keep the tensors alone "
+            "(torch.save(dict(model.state_dict()), 'plain.pt')), and give that file."
+        )
     if _RESTRICTION in text:
         return (
             f"{path}: a Python pickle that PyTorch did not write, or not plainly; opening it "

@@ -91,8 +91,17 @@ def interpret(read: Container, *, heads: int | None = None) -> Published:
     except ConfigError as error:
         raise WeightsError(f"{read.path}: sizes that do not fit together ({error})") from error
     if isinstance(found.content, nn.Module):
-        found.content.eval()
+        _refuse_not_finite(found.content.eval(), read.path)
     return found
+
+
+def _refuse_not_finite(network: nn.Module, path: Path) -> None:
+    bad = [name for name, tensor in network.state_dict().items() if not tensor.isfinite().all()]
+    if bad:
+        raise WeightsError(
+            f"{path}: {len(bad)} tensors have values that are not finite ({bad[0]}, ...); the "
+            "training that wrote it has failed, or the file is damaged"
+        )
 
 
 def _interpret(read: Container, heads: int | None) -> Published:

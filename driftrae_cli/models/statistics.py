@@ -43,6 +43,8 @@ def checked_statistics(tensors: Mapping[str, Tensor | None], source: str) -> Sta
     found = {name: tensors[name] for name in NAMES if tensors.get(name) is not None}
     if not found:
         raise WeightsError(f"{source}: has neither a mean nor a variance of latents")
+    if not all(tensor.is_floating_point() for tensor in found.values() if tensor is not None):
+        raise WeightsError(f"{source}: its statistics are no floating-point numbers")
     ready = {name: tensor.float() for name, tensor in found.items() if tensor is not None}
     shapes = {name: "x".join(map(str, tensor.shape)) for name, tensor in ready.items()}
     if len(set(shapes.values())) > 1 or any(tensor.ndim != 3 for tensor in ready.values()):

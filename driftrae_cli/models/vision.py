@@ -10,7 +10,14 @@ from torch import Tensor
 from driftrae_cli.errors import WeightsError
 from driftrae_cli.models.encoder import EncoderConfig, ViTEncoder
 from driftrae_cli.models.inferred import encoder_config
-from driftrae_cli.models.keymaps import Family, encoder_part, encoder_state, family_of
+from driftrae_cli.models.keymaps import (
+    TIMM_NORM_EPS,
+    Family,
+    encoder_part,
+    encoder_state,
+    family_of,
+    is_of_timm,
+)
 from driftrae_cli.models.weights import load_strict
 
 _ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}  # transformers' names -> ours
@@ -45,7 +52,7 @@ def read_encoder(
     if told is not None and heads not in (None, told):
         raise WeightsError(f"{source}: its config.json says {told} heads; leave --heads out")
     encoder = build_encoder(part, family, source, told or heads, described)
-    library = "timm" if "patch_embed.proj.weight" in part else "transformers"
+    library = "timm" if is_of_timm(part) else "transformers"
     return encoder, ", ".join(filter(None, (f"{library} {family.name}", left_out)))
 
 
@@ -64,6 +71,8 @@ def build_encoder(
     """
     canonical = encoder_state(state, family)
     config = encoder_config(canonical, family, source, heads)
+    if is_of_timm(state):
+        config = dataclasses.replace(config, norm_eps=TIMM_NORM_EPS)
     if described:
         config = _as_described(config, described, source)
     with torch.device("meta"):  # no time spent on weights that are replaced at once
@@ -75,10 +84,11 @@ def build_encoder(
 def _vision_config(config: Mapping[str, Any], family: Family, source: str) -> Mapping[str, Any]:
     """The part of transformers' config that describes the encoder; {} if it is not from there.
 
-    timm's config.json names an architecture and no sizes.
+    timm's config.json names an architecture and weights, and no sizes.
     """
     kind = config.get("model_type")
     if kind is None:
+        _refuse_others_of_timm(config, family, source)
         return {}
     if kind not in family.model_types:
         raise WeightsError(
@@ -87,6 +97,19 @@ def _vision_config(config: Mapping[str, Any], family: Family, source: str) -> Ma
         )
     inside = config.get("vision_config", config)
     return inside if isinstance(inside, Mapping) else {}
+
+
+def _refuse_others_of_timm(config: Mapping[str, Any], family: Family, source: str) -> None:
+    """Networks of one architecture are trained in many ways, which only their tag tells."""
+    weights = config.get("pretrained_cfg")
+    tag = weights.get("tag") if isinstance(weights, Mapping) else None
+    name = ".".join(str(part) for part in (config.get("architecture"), tag) if part)
+    if name and family.timm_name not in name:
+        raise WeightsError(
+            f"{source}: its config.json says {name!r}, its tensors look like {family.name}, of "
+            f"which the name would have '{family.timm_name}' in it; other encoders are not "
+            "supported"
+        )
 
 
 def _as_described(

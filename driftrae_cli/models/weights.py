@@ -83,7 +83,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     Raises:
         OutputError: the file cannot be written.
     """
-    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    ready = _apart(tensors)
     with atomic_file(path) as partial:
         partial.touch()
         mode = partial.stat().st_mode
@@ -93,6 +93,18 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
             raise OSError(str(error)) from error
         _sort_metadata(partial)
         partial.chmod(mode)  # safetensors leaves a file that only its owner may read
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors on the CPU that share no memory, which the format does not allow."""
+    result: dict[str, Tensor] = {}
+    taken = set()
+    for name, tensor in tensors.items():
+        ready = tensor.detach().cpu().contiguous()
+        memory = ready.untyped_storage().data_ptr()
+        result[name] = ready.clone() if memory in taken else ready
+        taken.add(memory)
+    return result
 
 
 def _sort_metadata(path: Path) -> None:
@@ -122,13 +134,15 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str) -> 
         source: where the state is from, for messages.
 
     Raises:
-        WeightsError: missing, unexpected or misshapen tensors, all listed at once.
+        WeightsError: missing, unexpected or misshapen tensors, or such of other numbers, all
+            listed at once.
     """
     own = module.state_dict()
     problems = [
         *_missing_lines(own, state),
         *_listing("unexpected", [n for n in state if n not in own]),
         *_listing("of another shape", _misshapen(own, state)),
+        *_listing("no floating-point numbers", _no_floats(own, state)),
     ]
     if problems:
         raise WeightsError(
@@ -165,6 +179,14 @@ def _misshapen(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[s
         f"{name} (file {_shape(state[name])}, network {_shape(own[name])})"
         for name in own
         if name in state and state[name].shape != own[name].shape
+    ]
+
+
+def _no_floats(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    return [
+        f"{name} ({str(state[name].dtype).removeprefix('torch.')})"
+        for name in own
+        if name in state and own[name].is_floating_point() and not state[name].is_floating_point()
     ]
 
 

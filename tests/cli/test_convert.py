@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from driftrae_cli.cli.convert import convert
 from driftrae_cli.cli.inspect import inspect
 from driftrae_cli.errors import WeightsError
+from driftrae_cli.hub import BUILT_IN
 from driftrae_cli.models.ditdh import DiTDH, DiTDHConfig
 from driftrae_cli.models.weights import load_model
 
@@ -61,7 +62,30 @@ def test_names_of_autoencoders_stay(folder, reference):
 def test_built_in_models_can_be_converted(folder):
     result = driftrae("convert", "shapes-teacher", "t.safetensors")
     assert "ditdh" in result.stdout
-    assert load_model(folder / "t.safetensors").metadata["source"] == "shapes-teacher"
+    assert load_model(folder / "t.safetensors").metadata["copied_from"] == "shapes-teacher"
+
+
+def test_licence(folder):
+    driftrae("convert", "stage2_model.pt", "t.safetensors", "--licence", "MIT")
+    assert load_model(folder / "t.safetensors").metadata["licence"] == "MIT"
+
+
+@pytest.mark.parametrize("command", [("inspect",), ("convert", "t.safetensors")])
+def test_repositories_with_a_student_and_its_autoencoder(stand_in, command):
+    stand_in.repos["me/st"] = {
+        f"{name}.safetensors": BUILT_IN[f"shapes-{name}"].read_bytes()
+        for name in ("student", "rae")
+    }
+    name, *more = command
+    assert "ditdh" in driftrae(name, "hf://me/st", *more).stdout
+
+
+@pytest.mark.parametrize("command", [("inspect",), ("convert", "t.safetensors")])
+def test_errors_name_the_reference(stand_in, command):
+    stand_in.repos["me/st"] = {"w.safetensors": b"words and more words"}
+    name, *more = command
+    with pytest.raises(WeightsError, match=r"^hf://me/st/w\.safetensors: not a safetensors file"):
+        driftrae(name, "hf://me/st/w.safetensors", *more)
 
 
 def test_missing_source():

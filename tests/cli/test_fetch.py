@@ -40,6 +40,7 @@ def test_fetch_from_the_hub(driftrae, student, tmp_path):
         "sha256": LocalFile(BUILT_IN["shapes-student"]).sha256,
         "source": "hf://me/my-student",
         "licence": None,
+        "autoencoder": None,
     }
     code, out, err = driftrae("fetch", "hf://me/my-student", "--out", str(tmp_path / "to"))
     assert (code, out) == (7, "")

@@ -54,7 +54,6 @@ def test_arguments(engine, options, named):
     assert done.stdout.splitlines() == [
         "repository  hf://me/x",
         "files       README.md, student.safetensors",
-        "page        -",
     ]
 
 

@@ -3,54 +3,83 @@
 import pytest
 import torch
 
-from driftrae_cli.engine.catalogue import KNOWN, RAE_PROJECT, catalogue
+from driftrae_cli.engine.catalogue import KNOWN, catalogue
 from driftrae_cli.hub import parse
 from driftrae_cli.models.decoder import DecoderConfig, ViTDecoder
 from driftrae_cli.models.ditdh import DiTDH, DiTDHConfig
 
+_RAE = "hf://nyu-visionx/RAE-collections/"
+_DITS = f"{_RAE}DiTs/Dinov2/wReg_base/"
+# As the project's public configurations name them; capitals differ from folder to folder.
+_AUTOENCODERS = {
+    "rae-dinov2-b": (
+        224,
+        "hf://facebook/dinov2-with-registers-base",
+        f"{_RAE}decoders/dinov2/wReg_base/ViTXL_n08/model.pt",
+        f"{_RAE}stats/dinov2/wReg_base/imagenet1k/stat.pt",
+    ),
+    "rae-dinov2-b-i512": (
+        448,
+        "hf://facebook/dinov2-with-registers-base",
+        f"{_RAE}decoders/dinov2/wReg_base/ViTXL_n08_i512/model.pt",
+        f"{_RAE}stats/dinov2/wReg_base/imagenet1k_512/stat.pt",
+    ),
+    "rae-siglip2-b": (
+        256,
+        "hf://google/siglip2-base-patch16-256",
+        f"{_RAE}decoders/siglip2/base_p16_i256/ViTXL_n08/model.pt",
+        f"{_RAE}stats/siglip2/base_p16_i256/ImageNet1k/stat.pt",
+    ),
+    "rae-mae-b": (
+        256,
+        "hf://facebook/vit-mae-base",
+        f"{_RAE}decoders/mae/base_p16/ViTXL_n08/model.pt",
+        f"{_RAE}stats/mae/base_p16/ImageNet1k/stat.pt",
+    ),
+}
+_TEACHERS = {
+    "ditdh-xl-256": (f"{_DITS}ImageNet256/DiTDH-XL/stage2_model.pt", "rae-dinov2-b"),
+    "ditdh-s-256": (f"{_DITS}ImageNet256/DiTDH-S_ep14/stage2_model.pt", "rae-dinov2-b"),
+    "ditdh-xl-512": (f"{_DITS}ImageNet512/DiTDH-XL_ep400/stage2_model.pt", "rae-dinov2-b-i512"),
+}
+
 
 def test_names():
-    assert set(KNOWN) == {
-        "rae-dinov2-b",
-        "rae-dinov2-b-i512",
-        "rae-siglip2-b",
-        "rae-mae-b",
-        "ditdh-xl-256",
-        "ditdh-s-256",
-        "ditdh-xl-512",
+    assert {name: known.name for name, known in KNOWN.items()} == {
+        name: name for name in (*_AUTOENCODERS, *_TEACHERS)
     }
-    assert all(name == known.name for name, known in KNOWN.items())
+
+
+@pytest.mark.parametrize("name", _AUTOENCODERS)
+def test_autoencoders(name):
+    known = KNOWN[name]
+    references = {part: found.reference for part, found in known.parts.items()}
+    input_size, encoder, decoder, statistics = _AUTOENCODERS[name]
+    assert references == {"encoder": encoder, "decoder": decoder, "statistics": statistics}
+    assert (known.kind, known.input_size, known.rae) == ("rae", input_size, None)
+    assert "rae" not in known.entries
+
+
+@pytest.mark.parametrize("name", _TEACHERS)
+def test_teachers(name):
+    known = KNOWN[name]
+    weights, rae = _TEACHERS[name]
+    assert {part: found.reference for part, found in known.parts.items()} == {"weights": weights}
+    assert (known.kind, known.rae) == ("ditdh", rae)
+    assert known.entries == {"source": weights, "licence": known.licence, "rae": rae}
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_a_model_is_whole(name):
-    known = KNOWN[name]
-    for part in known.parts.values():
+def test_parts_have_references_and_licences(name):
+    for part in KNOWN[name].parts.values():
         place = parse(part.reference)
         assert (place.repo, place.path) == (part.repository, part.file)
         assert part.licence
-    if known.kind == "ditdh":
-        assert KNOWN[known.rae].kind == "rae"
-        assert list(known.parts) == ["weights"]
-    else:
-        assert list(known.parts) == ["encoder", "decoder", "statistics"]
-        assert known.input_size
 
 
-def test_capitals_as_in_the_repository():
-    """The project writes the same word differently in different folders."""
-    for part in (part for known in KNOWN.values() for part in known.parts.values()):
-        if part.repository == RAE_PROJECT:
-            top = part.file.split("/")[:2]
-            assert top[0] in ("DiTs", "decoders", "stats")
-            assert top[1] == ("Dinov2" if top[0] == "DiTs" else top[1].lower())
-
-
-def test_teacher_and_autoencoder_are_of_one_size():
-    sizes = {"rae-dinov2-b": "ImageNet256", "rae-dinov2-b-i512": "ImageNet512"}
-    for known in KNOWN.values():
-        if known.rae:
-            assert sizes[known.rae] in known.weights.file
+@pytest.mark.parametrize(("name", "tokens"), [("rae-mae-b", 256), ("rae-dinov2-b-i512", 1024)])
+def test_sizes_of_statistics(name, tokens):
+    assert KNOWN[name].statistics.about_bytes == 768 * tokens * 4
 
 
 @pytest.mark.parametrize(

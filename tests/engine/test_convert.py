@@ -1,5 +1,6 @@
 """Published files become one file of ours that says where it comes from."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -146,10 +147,48 @@ def test_own_file_is_copied(tmp_path, half):
     done = convert_files(old, new)
     assert (done.kind, done.layout) == ("ditdh", "y")
     header = load_model(new).metadata
-    assert header["role"] == "student" and header["source"] == str(old)
+    assert header["role"] == "student" and header["copied_from"] == str(old)
+    assert header["source"] == "x" and "source_sha256" not in header
     assert os.path.samefile(new.parent / header["rae"], old.parent / "rae.safetensors")
     first, second = read_tensors(old)[0], read_tensors(new)[0]
     assert all(t.dtype == second[n].dtype and t.equal(second[n]) for n, t in first.items())
+
+
+def test_own_file_keeps_its_own_description(tmp_path):
+    old, new = tmp_path / "t.safetensors", tmp_path / "n.safetensors"
+    save_model(old, DiTDH(_TEACHER), "ditdh", _TEACHER, {"source_sha256": "{}"})
+    given = {"kind": "x", "format": "y", "config": "z", "source": "hf://a/b", "licence": "MIT"}
+    convert_files(old, new, metadata=given)
+    found = load_model(new)
+    assert (found.kind, found.config) == ("ditdh", _TEACHER)
+    assert found.metadata == {
+        "source_sha256": "{}",
+        "copied_from": "hf://a/b",
+        "layout": "driftrae",
+        "licence": "MIT",
+    }
+
+
+def test_a_copy_beside_a_file_called_like_a_built_in_one(tmp_path):
+    old, new = tmp_path / "t.safetensors", tmp_path / "n.safetensors"
+    (tmp_path / "shapes-rae").touch()
+    save_model(old, DiTDH(_TEACHER), "ditdh", _TEACHER, {"rae": "./shapes-rae"})
+    convert_files(old, new)
+    assert load_model(new).metadata["rae"] == "./shapes-rae"
+
+
+def test_hashes_that_are_known(published, tmp_path):
+    out = tmp_path / "o.safetensors"
+    convert_files(published["teacher"], out, hashes={published["teacher"]: "abc"})
+    assert json.loads(load_model(out).metadata["source_sha256"]) == {"teacher.pt": "abc"}
+
+
+@pytest.mark.parametrize(("size", "shift"), [(16, (24 * 16 * 16 / 4096) ** 0.5), (2, 1.0)])
+def test_time_shift_of_a_teacher(tmp_path, size, shift):
+    config = dataclasses.replace(_TEACHER, input_size=size)
+    torch.save(DiTDH(config).state_dict(), tmp_path / "t.pt")
+    convert_files(tmp_path / "t.pt", tmp_path / "o.safetensors")
+    assert float(load_model(tmp_path / "o.safetensors").metadata["time_shift"]) == shift
 
 
 def test_own_file_keeps_a_name_and_takes_a_new_one(tmp_path):

@@ -1,16 +1,29 @@
 """Any reference becomes a file of ours; what others wrote is converted once."""
 
+import hashlib
 import json
+import shutil
 import threading
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save
 
+from driftrae_cli import hub
 from driftrae_cli.engine import obtain as module
 from driftrae_cli.engine.catalogue import KNOWN, Known, Part
 from driftrae_cli.engine.load import load_flow, load_rae
-from driftrae_cli.engine.obtain import cache_folder, fetch, model_name, obtain, own_header
+from driftrae_cli.engine.obtain import (
+    as_given,
+    cache_folder,
+    fetch,
+    find,
+    model_name,
+    obtain,
+    own_header,
+)
 from driftrae_cli.engine.report import NullReporter
 from driftrae_cli.errors import HubError, OutputError, WeightsError
 from driftrae_cli.hub import BUILT_IN
@@ -169,6 +182,49 @@ def test_a_folder_of_many_is_refused_before_it_is_read(tmp_path):
     assert refusal(tmp_path) == f"{tmp_path}: is a folder; name a file (weights in it: a.pt, b.pt)"
 
 
+@pytest.fixture
+def hashed(monkeypatch):
+    """Names of the files that were hashed."""
+    real, names = hashlib.file_digest, []
+
+    def file_digest(file, kind):
+        names.append(Path(file.name).name)
+        return real(file, kind)
+
+    monkeypatch.setattr(hashlib, "file_digest", file_digest)
+    return names
+
+
+def test_a_folder_of_many_is_refused_before_it_is_hashed(tmp_path, hashed):
+    for name in ("a.pt", "b.pt"):
+        (tmp_path / name).touch()
+    refusal(tmp_path)
+    assert hashed == []
+
+
+def test_every_file_is_hashed_once(teacher_pt, reporter, hashed, tmp_path):
+    found = fetch(str(teacher_pt), out=tmp_path / "to", overwrite=False, reporter=reporter)
+    assert len(hashed) == 2  # the source, and what was made of it
+    assert found.sha256 == hashlib.sha256(Path(found.path).read_bytes()).hexdigest()
+
+
+def test_what_the_hub_says_of_a_file_is_enough_to_find_its_conversion(published, reporter, hashed):
+    first = obtain("hf://org/files/DiT/stage2_model.pt", reporter)
+    hashed.clear()
+    assert obtain("hf://org/files/DiT/stage2_model.pt", reporter).path == first.path
+    assert hashed == []
+
+
+@pytest.mark.parametrize(
+    "change", [{"input_size": 32}, {"metadata": {"source": "x", "licence": "other"}}]
+)
+def test_other_options_give_another_file(teacher_pt, change):
+    sources = module._Sources("x", teacher_pt, input_size=16, metadata={"source": "x"})
+    assert replace(sources).target() == sources.target()
+    assert replace(sources, metadata={"source": "y"}).target() == sources.target()
+    assert replace(sources, **change).target() != sources.target()
+
+
 def test_a_name_that_is_nearly_known():
     assert "Did you mean ditdh-xl-256?" in refusal("ditdh-xl-257")
 
@@ -219,15 +275,48 @@ def test_known_teacher_with_its_autoencoder(published, reporter):
     assert len(reporter.heard) == 2
 
 
-def test_known_models_are_there_offline(published, reporter, monkeypatch):
+@pytest.fixture
+def offline(monkeypatch):
+    """Function that forbids the network and empties the Hub's cache."""
     from huggingface_hub import constants
 
+    def go():
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        shutil.rmtree(constants.HF_HUB_CACHE)
+
+    return go
+
+
+def test_known_models_are_there_offline(published, reporter, offline):
     first = obtain("a-rae", reporter)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    offline()
     assert obtain("a-rae", reporter).path == first.path
     assert refusal("a-flow", HubError).startswith(
         "a-flow: hf://org/files/DiT/stage2_model.pt: is not in the cache"
     )
+
+
+def test_a_known_model_is_asked_for_once(published, reporter):
+    first = obtain("a-flow", reporter)
+    published.repos.clear()
+    assert obtain("a-flow", reporter).path == first.path
+
+
+def test_known_models_that_are_made_in_another_way_now(published, reporter, monkeypatch, offline):
+    obtain("a-rae", reporter)
+    offline()
+    monkeypatch.setattr(module, "_CONVERSION", 2)
+    refusal("a-rae", HubError)
+
+
+def test_what_was_converted_is_used_when_the_hub_is_out_of_reach(published, reporter, offline):
+    reference = "hf://org/files/DiT/stage2_model.pt"
+    first = obtain(reference, reporter)
+    offline()
+    assert obtain(reference, reporter).path == first.path
+    assert reporter.heard[-1].startswith(f"{reference}: is not in the cache (")
+    assert reporter.heard[-1].endswith(f"\nUsing what was converted before: {first.path}")
+    refusal("hf://org/files/DiT/stage2_model.pt@v1", HubError)
 
 
 def test_parts_of_a_known_autoencoder_that_cannot_be_had(published):
@@ -252,15 +341,19 @@ def test_references_to_the_hub(published, reporter, reference):
     assert own_header(found.path)["kind"] == ("encoder" if "encoder" in reference else "ditdh")
 
 
+def student_naming(rae, path):
+    tensors, header = read_tensors(BUILT_IN["shapes-student"])
+    write_tensors(path, tensors, header | {"rae": rae})
+    return path.read_bytes()
+
+
 @pytest.fixture
 def student(stand_in, tmp_path):
     """A repository with a student whose autoencoder is beside it."""
-    tensors, header = read_tensors(BUILT_IN["shapes-student"])
-    write_tensors(tmp_path / "s.safetensors", tensors, header | {"rae": "rae.safetensors"})
     stand_in.repos["me/my-student"] = {
         "README.md": b"words",
         "config.yaml": b"kind: distill",
-        "student.safetensors": (tmp_path / "s.safetensors").read_bytes(),
+        "student.safetensors": student_naming("rae.safetensors", tmp_path / "s.safetensors"),
         "rae.safetensors": BUILT_IN["shapes-rae"].read_bytes(),
     }
     return stand_in.repos["me/my-student"]
@@ -302,6 +395,101 @@ def test_fetch_brings_the_autoencoder_along(student, reporter, tmp_path):
     assert found.path == str(tmp_path / "to" / "my-student.safetensors")
     assert found.source == "hf://me/my-student"
     assert load_rae(load_flow(found.path, CPU).rae, CPU).latent_shape == (64, 4, 4)
+
+    assert load_flow(found.path, CPU).rae == found.autoencoder
+
+
+def test_fetch_follows_names(published, reporter, tmp_path, offline):
+    found = fetch("a-flow", out=None, overwrite=False, reporter=reporter)
+    assert found.autoencoder == str(obtain("a-rae", reporter).path)
+    copy = fetch("a-flow", out=tmp_path / "to", overwrite=False, reporter=reporter)
+    assert copy.autoencoder == str(tmp_path / "to" / "a-rae.safetensors")
+    assert load_rae(copy.autoencoder, CPU).latent_shape == (24, 2, 2)
+    offline()
+    flow = load_flow("a-flow", CPU)
+    assert flow.rae == "a-rae"
+    assert load_rae(flow.rae, CPU).latent_shape == (24, 2, 2)
+
+
+def test_fetch_follows_references_to_the_hub(student, reporter, tmp_path, stand_in):
+    stand_in.repos["me/rae"] = {"rae.safetensors": student.pop("rae.safetensors")}
+    student["student.safetensors"] = student_naming("hf://me/rae", tmp_path / "s.safetensors")
+    found = fetch("hf://me/my-student", out=tmp_path / "to", overwrite=False, reporter=reporter)
+    assert found.autoencoder == str(tmp_path / "to" / "my-student-rae.safetensors")
+    assert Path(found.path).read_bytes() == student["student.safetensors"]
+
+
+@pytest.mark.parametrize("rae", ["{tmp}/outside/x.safetensors", "../x.safetensors", "sub/../x"])
+def test_a_file_of_the_hub_cannot_lead_out_of_its_folder(student, reporter, tmp_path, rae):
+    (tmp_path / "outside").mkdir()
+    secret = tmp_path / "outside" / "x.safetensors"
+    shutil.copyfile(BUILT_IN["shapes-rae"], secret)
+    named = rae.format(tmp=tmp_path)
+    student["student.safetensors"] = student_naming(named, tmp_path / "s.safetensors")
+    before = secret.stat()
+    assert load_flow("hf://me/my-student", CPU).rae is None
+    out = tmp_path / "to"
+    for reference in ("hf://me/my-student", "hf://me/my-student/student.safetensors"):
+        with pytest.raises(WeightsError) as caught:
+            fetch(reference, out=out, overwrite=True, reporter=reporter)
+        assert str(caught.value).startswith(f"{reference}: names '{named}' as its autoencoder, ")
+    assert secret.stat() == before
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("rae", ["../models/r.safetensors", "{tmp}/models/r.safetensors"])
+def test_a_local_file_may_name_any_other(reporter, tmp_path, rae):
+    for folder in ("models", "run"):
+        (tmp_path / folder).mkdir()
+    shutil.copyfile(BUILT_IN["shapes-rae"], tmp_path / "models" / "r.safetensors")
+    model = tmp_path / "run" / "student.safetensors"
+    student_naming(rae.format(tmp=tmp_path), model)
+    assert load_rae(load_flow(str(model), CPU).rae, CPU).latent_shape == (64, 4, 4)
+    found = fetch(str(model), out=tmp_path / "to", overwrite=False, reporter=reporter)
+    assert sorted(path.name for path in (tmp_path / "to").iterdir()) == [
+        "student-rae.safetensors",
+        "student.safetensors",
+    ]
+    shutil.rmtree(tmp_path / "models")
+    moved = (tmp_path / "to").rename(tmp_path / "elsewhere") / Path(found.path).name
+    assert load_rae(load_flow(str(moved), CPU).rae, CPU).latent_shape == (64, 4, 4)
+
+
+def test_fetch_says_first_that_the_autoencoder_is_missing(student, reporter, tmp_path):
+    del student["rae.safetensors"]
+    with pytest.raises(WeightsError, match=r"names 'rae\.safetensors' as its autoencoder, which"):
+        fetch("hf://me/my-student", out=tmp_path / "to", overwrite=False, reporter=reporter)
+    assert not (tmp_path / "to").exists()
+
+
+def test_fetch_replaces_no_other_autoencoder(student, reporter, tmp_path):
+    other = tmp_path / "to" / "my-student-rae.safetensors"
+    other.parent.mkdir()
+    other.write_text("mine")
+    with pytest.raises(OutputError, match=r"my-student-rae\.safetensors: exists already"):
+        fetch("hf://me/my-student", out=tmp_path / "to", overwrite=False, reporter=reporter)
+    assert [path.name for path in other.parent.iterdir()] == [other.name]
+    assert other.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["student.safetensors", "rae.safetensors"])
+def test_damaged_downloads_are_not_copied(student, reporter, tmp_path, name):
+    blob = hub.locate(f"hf://me/my-student/{name}").resolve()
+    content = blob.read_bytes()
+    blob.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(HubError, match=f"Delete {blob} and run again"):
+        fetch("hf://me/my-student", out=tmp_path / "to", overwrite=False, reporter=reporter)
+    assert not (tmp_path / "to" / "my-student.safetensors").exists()
+
+
+def test_the_model_of_a_repository_is_found(student, reporter):
+    assert find("hf://me/my-student", reporter).name == "student.safetensors"
+
+
+def test_errors_name_what_was_given(tmp_path):
+    places = {"hf://me/x": tmp_path / "cache", "./here": Path("here")}
+    with pytest.raises(WeightsError, match=r"^hf://me/x/w: damaged, or here$"), as_given(places):
+        raise WeightsError(f"{tmp_path}/cache/w: damaged, or here")
 
 
 @pytest.mark.parametrize(

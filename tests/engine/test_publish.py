@@ -10,15 +10,24 @@ import yaml
 
 from driftrae_cli.config.load import dump, load
 from driftrae_cli.config.schema import DistillConfig
+from driftrae_cli.engine import publish as module
 from driftrae_cli.engine.load import load_flow, load_rae
 from driftrae_cli.engine.publish import publish
 from driftrae_cli.engine.report import NullReporter
-from driftrae_cli.errors import ConfigError, DataError, HubError, OutputError, WeightsError
+from driftrae_cli.errors import (
+    ConfigError,
+    DataError,
+    DriftraeError,
+    HubError,
+    OutputError,
+    WeightsError,
+)
 from driftrae_cli.hub import BUILT_IN, LocalFile
 from driftrae_cli.models.weights import read_tensors, write_tensors
 
 CPU = torch.device("cpu")
 HERE = "hf://me/my-student"
+_RAE = "rae.safetensors"
 
 
 def student_naming(rae, path):
@@ -123,6 +132,75 @@ def test_a_local_autoencoder_goes_along(run, tmp_path, rae):
     assert "| autoencoder | `rae.safetensors` |" in page(run)
 
 
+@pytest.mark.parametrize("source", ["hf://org/rae/d.pt, hf://org/rae/s.pt", "/home/me/rae.pt"])
+def test_the_autoencoder_tells_no_local_path(run, source):
+    tensors, header = read_tensors(BUILT_IN["shapes-rae"])
+    more = {"source": source, "copied_from": str(run / "old.safetensors"), "licence": "MIT"}
+    write_tensors(run / _RAE, tensors, {**header, **more})
+    student_naming(_RAE, run / "student.safetensors")
+    push(run)
+    after, found = read_tensors(run / "hub" / _RAE)
+    assert found["source"] == (source if source.startswith("hf://") else "rae.pt")
+    assert found["copied_from"] == "old.safetensors"
+    assert all(torch.equal(tensors[name], after[name]) for name in tensors)
+    assert "Of the autoencoder beside it: MIT." in page(run)
+
+
+def test_an_autoencoder_without_a_licence(run):
+    shutil.copyfile(BUILT_IN["shapes-rae"], run / _RAE)
+    student_naming(_RAE, run / "student.safetensors")
+    push(run)
+    assert (run / "hub" / _RAE).read_bytes() == BUILT_IN["shapes-rae"].read_bytes()
+    assert "Of the autoencoder beside it: not known (" in page(run)
+
+
+def test_the_configuration_tells_no_local_path(run):
+    local = {"teacher": "/home/me/t.pt", "rae": "/home/me/r.pt", "data__source": "/home/me/birds/"}
+    configure(run, **local, data__class_map="/home/me/map.txt")
+    push(run)
+    published = load(str(run / "hub" / "config.yaml"), [], DistillConfig)
+    assert (published.teacher, published.rae) == ("t.pt", "r.pt")
+    assert (published.data.source, published.data.class_map) == ("birds", "map.txt")
+    assert "/home/me" not in page(run)
+    assert "| teacher | `t.pt` |" in page(run) and "| data | `birds` |" in page(run)
+
+
+@pytest.mark.parametrize("reference", ["hf://org/x/y.safetensors", "rae-dinov2-b"])
+def test_names_in_the_configuration_stay(run, reference):
+    configure(run, teacher=reference, rae=reference, data__source="hf://org/pictures")
+    push(run)
+    published = load(str(run / "hub" / "config.yaml"), [], DistillConfig)
+    assert (published.teacher, published.rae) == (reference, reference)
+    assert published.data.source == "hf://org/pictures"
+
+
+def test_the_licence_of_a_teacher_that_is_gone(run, tmp_path):
+    tensors, header = read_tensors(BUILT_IN["shapes-student"])
+    write_tensors(run / "student.safetensors", tensors, header | {"licence": "CC-BY-NC-4.0"})
+    record(run, BUILT_IN["shapes-teacher"])
+    text = (run / "run.json").read_text().replace(str(BUILT_IN["shapes-teacher"]), "/gone")
+    (run / "run.json").write_text(text)
+    configure(run, teacher="/gone/t.safetensors")
+    push(run)
+    assert "it started from: CC-BY-NC-4.0." in page(run)
+    assert head(run)["license"] == "other"
+    shutil.copyfile(BUILT_IN["shapes-student"], run / "student.safetensors")
+    push(run)
+    assert "it started from: not known (no file of the run states it)." in page(run)
+    assert "license" not in head(run)
+
+
+@pytest.mark.parametrize("source", ["hf://x", "/home/me/x.pt"])
+def test_an_origin_that_is_no_repository(run, tmp_path, source):
+    tensors, header = read_tensors(BUILT_IN["shapes-teacher"])
+    write_tensors(tmp_path / "t.safetensors", tensors, header | {"source": source})
+    record(run, tmp_path / "t.safetensors")
+    configure(run, teacher="some/t.safetensors")
+    push(run)
+    assert "base_model" not in head(run)
+    assert source not in page(run)
+
+
 def test_an_autoencoder_that_is_gone(run):
     student_naming("../gone.safetensors", run / "student.safetensors")
     assert refusal(WeightsError, run) == (
@@ -180,7 +258,7 @@ def test_page_says_what_is_known(run):
         "| `field.temperatures` | 0.02, 0.05, 0.2 |",
         f"| student.safetensors | {LocalFile(run / 'student.safetensors').sha256} |",
         f"| teacher, as read | {LocalFile(BUILT_IN['shapes-teacher']).sha256} |",
-        "the teacher's file does not state one",
+        "it started from: not known (no file of the run states it).",
         "Distilling Drifting Transformers with Representation Autoencoders",
         "## Scores\n\nNot evaluated.",
     ):
@@ -245,4 +323,43 @@ def test_a_folder_that_holds_something_else(run, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "secret.txt").touch()
     text = refusal(OutputError, run, out=tmp_path / "mine")
-    assert "holds something else (secret.txt), which would be uploaded too" in text
+    assert "holds something else (secret.txt), which would be uploaded or replaced" in text
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["secret.txt"]
+
+
+@pytest.mark.parametrize("name", ["README.md", "student.safetensors"])
+def test_a_folder_with_files_of_the_same_names(run, tmp_path, name):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / name).write_text('---\nlibrary_name: "driftrae"\n---\nmy own words')
+    assert f"holds something else ({name})" in refusal(OutputError, run, out=tmp_path / "mine")
+    assert (tmp_path / "mine" / name).read_text().endswith("my own words")
+
+
+def test_what_a_killed_push_left_is_removed(run, monkeypatch):
+    """Also when it was killed before the page was written."""
+    (run / "hub").mkdir()
+    (run / "hub" / ".student.safetensors.123.partial").touch()
+    monkeypatch.setattr(module, "_write_weights", lambda *a: (run / "hub" / _RAE).touch() or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        push(run)
+    assert {path.name for path in (run / "hub").iterdir()} == {"README.md", _RAE}
+    monkeypatch.undo()
+    push(run)
+    assert {path.name for path in (run / "hub").iterdir()} == {
+        "README.md",
+        "config.yaml",
+        "samples.png",
+        "student.safetensors",
+    }
+
+
+@pytest.mark.parametrize("what", ["student", "rae", "run.json", "results.jsonl"])
+def test_nothing_is_removed_when_something_is_damaged(run, what):
+    student_naming(_RAE, run / "student.safetensors")
+    shutil.copyfile(BUILT_IN["shapes-rae"], run / _RAE)
+    push(run)
+    before = {path.name: path.read_bytes() for path in (run / "hub").iterdir()}
+    file = run / (f"{what}.safetensors" if what in ("student", "rae") else what)
+    file.write_bytes(file.read_bytes()[:-10] if file.exists() else b"{")
+    refusal(DriftraeError, run)
+    assert {path.name: path.read_bytes() for path in (run / "hub").iterdir()} == before

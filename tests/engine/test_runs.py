@@ -1,5 +1,6 @@
 """Whole runs, very small: pretraining and distillation, resumed and refused."""
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -207,6 +208,29 @@ def test_classes_are_matched_by_a_class_map(tmp_path: Path) -> None:
     names = [Path(data.content.name(row)).parent.name for row in range(120)]
     found = labels_for(CLASS_NAMES, data).tolist()
     assert [german[CLASS_NAMES[label]] for label in found] == names
+
+
+def test_classes_of_a_parquet_file_are_matched_by_a_class_map(tmp_path: Path) -> None:
+    """Its names are others than the teacher's, as English words are for ImageNet's synsets."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    content = io.BytesIO()
+    Image.new("RGB", (40, 40)).save(content, format="PNG")
+    names = [f"a {name}" for name in sorted(CLASS_NAMES)]
+    rows = [{"image": {"bytes": content.getvalue()}, "label": label} for label in range(10)]
+    features = {"features": {"label": {"names": names, "_type": "ClassLabel"}}}
+    table = pa.Table.from_pylist(rows).replace_schema_metadata(
+        {"huggingface": json.dumps({"info": features})}
+    )
+    pq.write_table(table, tmp_path / "train.parquet")
+    with pytest.raises(ConfigError, match="say which is which with"):
+        labels_for(CLASS_NAMES, _opened(tmp_path / "train.parquet"))
+    lines = [f"a {name} {number}" for number, name in enumerate(CLASS_NAMES)]
+    (tmp_path / "map.txt").write_text("\n".join(lines))
+    data = _opened(tmp_path / "train.parquet", class_map=str(tmp_path / "map.txt"))
+    found = [f"a {CLASS_NAMES[label]}" for label in labels_for(CLASS_NAMES, data).tolist()]
+    assert found == names
 
 
 def test_classes_that_are_only_numbered_need_to_be_as_many(tmp_path: Path) -> None:

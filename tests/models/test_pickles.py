@@ -105,9 +105,35 @@ def test_tensors_of_new_files_stay_on_disk(tmp_path, monkeypatch):
         ({"a": torch.zeros(2), "b": 3}, "holds int under 'b', where a tensor belongs"),
         ({"ema": {"a": "x"}}, "its entry 'ema': holds str (1 entries) under 'a'"),
         ({"a": torch.eye(2).to_sparse()}, "holds a tensor of a special kind under 'a'"),
+        ({"a": torch.zeros(2, device="meta")}, "holds a tensor of a special kind under 'a'"),
+        ({"a": torch.zeros(1).expand(10**12)}, "holds a tensor of a special kind under 'a'"),
+        ({3: torch.zeros(2)}, "has 3 as a name, which is no text"),
+        ({"ema": {"model": {"ema": {"model": {"ema": {"x": 1}}}}}}, "holds dict (1 entries) under"),
         ({"a": torch.zeros(2), "b": None}, "holds nothing under 'b', where a tensor belongs"),
     ],
 )
 def test_files_without_plain_tensors(tmp_path, content, text):
     torch.save(content, tmp_path / "m.pt")
     assert text in _refusal(tmp_path / "m.pt")
+
+
+def test_a_file_that_holds_itself(tmp_path):
+    content = {"x": torch.zeros(2)}
+    content["ema"] = content
+    torch.save(content, tmp_path / "m.pt")
+    assert "holds dict (2 entries) under 'ema'" in _refusal(tmp_path / "m.pt")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_quantized_tensors(tmp_path):
+    tensor = torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)
+    torch.save({"a": tensor}, tmp_path / "m.pt")
+    assert "holds a tensor of a special kind under 'a'" in _refusal(tmp_path / "m.pt")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_program_is_called_one(tmp_path):
+    torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)).save(tmp_path / "m.pt")
+    assert "a TorchScript archive, which is a program and not plain tensors" in _refusal(
+        tmp_path / "m.pt"
+    )

@@ -72,11 +72,60 @@ def test_every_feed_forward_width_has_a_ratio(width, inner):
     assert int(width * _ratio(width, inner)) == inner
 
 
-@pytest.mark.parametrize(("width", "heads"), [(768, 12), (1024, 16), (1152, 16), (1280, 16)])
-def test_heads_of_encoders_that_do_not_tell(saved, width, heads):
-    config = EncoderConfig(width, 1, heads, 1 / 16, 8, 8, 4, layer_scale=1.0)
-    state = ViTEncoder(config).vit.state_dict()
-    assert read_published(saved(state)).content.config.heads == heads
+_FAMILIES = {
+    "DINOv2 with registers": {"registers": 4, "layer_scale": 1.0},
+    "SigLIP": {"registers": 0, "class_token": False},
+    "MAE": {"registers": 0},
+}
+
+
+def _timm_state(family, width=64):
+    config = EncoderConfig(width, 1, 1, 1 / 16, 8, 8, **_FAMILIES[family])
+    return dict(ViTEncoder(config).vit.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("family", "width", "heads"),
+    [  # as in timm.models.vision_transformer
+        ("DINOv2 with registers", 384, 6),
+        ("DINOv2 with registers", 768, 12),
+        ("DINOv2 with registers", 1024, 16),
+        ("DINOv2 with registers", 1536, 24),
+        ("SigLIP", 768, 12),
+        ("SigLIP", 1024, 16),
+        ("SigLIP", 1152, 16),
+        ("SigLIP", 1536, 16),
+        ("MAE", 768, 12),
+        ("MAE", 1024, 16),
+        ("MAE", 1280, 16),
+    ],
+)
+def test_heads_of_encoders_that_do_not_tell(saved, family, width, heads):
+    found = read_published(saved(_timm_state(family, width)))
+    assert (found.layout, found.content.config.heads) == (f"timm {family}", heads)
+
+
+@pytest.mark.parametrize(
+    ("family", "architecture", "tag", "theirs"),
+    [
+        ("MAE", "vit_base_patch16_224", "mae", True),
+        ("MAE", "vit_base_patch16_224", "dino", False),
+        ("MAE", "vit_base_patch16_224", "augreg_in21k", False),
+        ("SigLIP", "vit_giantopt_patch16_siglip_256", "v2_webli", True),
+        ("SigLIP", "vit_base_patch16_gap_224", "in1k", False),
+        ("DINOv2 with registers", "vit_base_patch14_reg4_dinov2", "lvd142m", True),
+        ("DINOv2 with registers", "vit_base_patch16_reg4_gap_256", "sbb_in12k", False),
+    ],
+)
+def test_networks_of_timm_are_known_by_their_names(tmp_path, family, architecture, tag, theirs):
+    save_file(_timm_state(family), tmp_path / "model.safetensors")
+    config = {"architecture": architecture, "pretrained_cfg": {"tag": tag}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if theirs:
+        assert read_published(tmp_path).layout == f"timm {family}"
+    else:
+        text = f"its config.json says '{architecture}.{tag}', its tensors look like {family}"
+        assert text in _refusal(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["ditdh", "encoder", "decoder", "feature-net"])
@@ -134,6 +183,67 @@ def test_tensors_that_the_config_is_read_from(saved, lost, text):
     assert text in _refusal(saved(state))
 
 
+@pytest.mark.parametrize("index", ["6", "30000000", "1" * 5000], ids=["gap", "many", "digits"])
+@pytest.mark.parametrize("kind", ["ditdh", "decoder", "encoder"])
+def test_numbered_layers_that_are_not_all_there(saved, kind, index):
+    state, prefix = {
+        "ditdh": (_state(DiTDH, _TEACHER), "blocks"),
+        "decoder": (_state(ViTDecoder, _DECODER), "decoder_layers"),
+        "encoder": (_timm_state("MAE"), "blocks"),
+    }[kind]
+    state[f"{prefix}.{index}.norm1.weight"] = torch.zeros(16)
+    text = _refusal(saved(state), heads=2 if kind == "decoder" else None)
+    assert (f"has {prefix}.6 and lacks {prefix}." if index == "6" else "unexpected (1)") in text
+
+
+def test_teacher_without_classes(saved):
+    state = _state(DiTDH, _TEACHER) | {"y_embedder.embedding_table.weight": torch.zeros(1, 16)}
+    assert "this DiT-DH has no classes but the one for 'no class'" in _refusal(saved(state))
+
+
+@pytest.mark.parametrize("dtype", ["int64", "complex64", "bool"])
+def test_numbers_of_other_kinds(saved, dtype):
+    state = _state(DiTDH, _TEACHER)
+    state["s_projector.bias"] = state["s_projector.bias"].to(getattr(torch, dtype))
+    assert f"no floating-point numbers (1):\n    s_projector.bias ({dtype})" in _refusal(
+        saved(state)
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_other_precisions(saved, dtype):
+    state = {n: t.to(getattr(torch, dtype)) for n, t in _state(DiTDH, _TEACHER).items()}
+    found = read_published(saved(state)).content.state_dict()
+    assert all(found[name].equal(tensor.float()) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("ours", [True, False])
+def test_weights_that_are_not_finite(tmp_path, value, ours):
+    model = DiTDH(_TEACHER)
+    model.s_projector.bias.data[1] = value
+    if ours:
+        save_model(tmp_path / "m.safetensors", model, "ditdh", _TEACHER)
+    else:
+        save_file(model.state_dict(), tmp_path / "m.safetensors")
+    text = "1 tensors have values that are not finite (s_projector.bias, ...)"
+    assert text in _refusal(tmp_path / "m.safetensors")
+
+
+def test_whole_numbers_that_nobody_uses(tmp_path):
+    import transformers
+
+    config = transformers.SiglipVisionConfig(
+        hidden_size=32, num_attention_heads=2, num_hidden_layers=1, intermediate_size=32,
+        image_size=32,
+    )  # fmt: skip
+    state = transformers.SiglipVisionModel(config).state_dict()
+    prefix = next(iter(state)).partition("embeddings.")[0]
+    state[f"{prefix}embeddings.position_ids"] = torch.arange(4)[None]
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    assert read_published(tmp_path / "pytorch_model.bin", heads=2).kind == "encoder"
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "text"),
     [
@@ -182,6 +292,8 @@ def test_wrappers_that_hide_two_tensors_of_one_name(saved):
         ({"mean": torch.ones(3, 2, 2), "var": torch.ones(3, 4, 4)}, "mean 3x2x2, var 3x4x4"),
         ({"var": -torch.ones(3, 2, 2)}, "its variance has negative values"),
         ({"var": torch.full((3, 2, 2), torch.nan)}, "values that are not finite"),
+        ({"var": torch.ones(3, 2, 2, dtype=torch.int64)}, "are no floating-point numbers"),
+        ({"var": torch.ones(3, 2, 2, dtype=torch.complex64)}, "are no floating-point numbers"),
     ],
 )
 def test_statistics_that_are_none(tmp_path, statistics, text):

@@ -19,6 +19,7 @@ from driftrae_cli.models.weights import (
     load_strict,
     read_tensors,
     save_model,
+    write_tensors,
 )
 
 _RAE = RAEConfig(
@@ -237,3 +238,12 @@ def test_header_of_another_size(saved):
     save_file(tensors, path, {**header, "config": json.dumps(dataclasses.asdict(config))})
     with pytest.raises(WeightsError, match=r"table\.weight \(file 4x8, network 10x8\)"):
         load_model(path)
+
+
+def test_tensors_that_share_memory(tmp_path):
+    whole = torch.randn(4, 3)
+    tensors = {"a": whole, "b": whole, "row": whole[1], "turned": whole.T, "empty": whole[:0]}
+    write_tensors(tmp_path / "t.safetensors", tensors, {})
+    found, _ = read_tensors(tmp_path / "t.safetensors")
+    assert set(found) == set(tensors)
+    assert all(found[name].equal(tensor) for name, tensor in tensors.items())

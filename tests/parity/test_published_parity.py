@@ -45,14 +45,14 @@ def siglip_of_transformers_4(monkeypatch):
 _PATCH = {"dinov2": 14, "siglip2": 16, "mae": 16}
 
 
-def _autoencoder(encoder, grid, statistics=True, **others):
+def _autoencoder(encoder, grid, statistics=True, width=64, layers=2, **others):
     import diffusers
 
     model = diffusers.AutoencoderRAE(
         encoder_type=encoder,
-        encoder_hidden_size=64,
+        encoder_hidden_size=width,
         encoder_patch_size=_PATCH[encoder],
-        encoder_num_hidden_layers=2,
+        encoder_num_hidden_layers=layers,
         encoder_input_size=grid * _PATCH[encoder],
         decoder_hidden_size=32,
         decoder_num_hidden_layers=2,
@@ -61,8 +61,8 @@ def _autoencoder(encoder, grid, statistics=True, **others):
         patch_size=16,
         encoder_norm_mean=[0.31, 0.52, 0.47],
         encoder_norm_std=[0.21, 0.33, 0.5],
-        latents_mean=torch.zeros(64, grid, grid) if statistics else None,
-        latents_std=torch.zeros(64, grid, grid) if statistics else None,
+        latents_mean=torch.zeros(width, grid, grid) if statistics else None,
+        latents_std=torch.zeros(width, grid, grid) if statistics else None,
         **others,
     )
     pixels = {name: getattr(model, f"encoder_{name}").clone() for name in ("mean", "std")}
@@ -98,6 +98,23 @@ def test_statistics_of_diffusers(tmp_path, others):
     latents = theirs.encode(images).latent
     _close(ours.encode(images), latents)
     _close(ours.decode(latents), theirs.decode(latents).sample)
+
+
+def test_statistics_that_are_small(tmp_path):
+    """What is added to the standard deviation matters here."""
+    theirs = _autoencoder("mae", 4)
+    theirs._latents_std.mul_(1e-4)
+    theirs.save_pretrained(tmp_path)
+    ours, images = read_published(tmp_path).content, torch.rand(2, 3, 64, 64)
+    _close(ours.encode(images), theirs.encode(images).latent)
+
+
+@pytest.mark.parametrize("encoder", ["siglip2", "dinov2"])
+def test_heads_of_diffusers_are_64_wide_in_all_families(tmp_path, encoder):
+    theirs = _autoencoder(encoder, 2, width=1152, layers=1)
+    theirs.save_pretrained(tmp_path)
+    images = torch.rand(1, 3, 2 * _PATCH[encoder], 2 * _PATCH[encoder])
+    _close(read_published(tmp_path).content.encode(images), theirs.encode(images).latent)
 
 
 def test_statistics_that_differ_by_channel_only(tmp_path):
@@ -258,6 +275,9 @@ def test_encoders_of_timm(tmp_path, family):
             dynamic_img_size=True, **_TIMM[family],
         )
     )  # fmt: skip
+    for name, tensor in theirs.state_dict().items():
+        if name.startswith(("patch_embed", "pos_embed")):
+            tensor.mul_(1e-3)  # so that what a LayerNorm adds to the variance matters
     save_file(theirs.state_dict(), tmp_path / "timm.safetensors")
     found = read_published(tmp_path / "timm.safetensors")
     assert (found.kind, found.layout) == ("encoder", f"timm {family}")
