@@ -21,7 +21,7 @@ def convert(
         typer.Option(metavar="REF", help="Encoder of the decoder in SRC; makes an autoencoder."),
     ] = None,
     stats: Annotated[
-        str | None, typer.Option(metavar="REF", help="Statistics of its latents, with --encoder.")
+        str | None, typer.Option(metavar="REF", help="Statistics of the autoencoder's latents.")
     ] = None,
     input_size: Annotated[
         int | None,
@@ -49,6 +49,7 @@ def convert(
       driftrae convert stage2_model.pt teacher.safetensors --rae rae.safetensors
       driftrae convert decoder.pt rae.safetensors --encoder dinov2/ --stats stat.pt
       driftrae convert hf://org/autoencoder-rae rae.safetensors
+      driftrae convert rae-dinov2-b mine.safetensors --stats stats.safetensors
     """
     from driftrae_cli.engine.convert import convert_files
     from driftrae_cli.engine.load import portable_reference

@@ -26,6 +26,9 @@ def inspect(
     tensors: Annotated[
         bool, typer.Option("--tensors", help=f"List all tensors, not the first {_SHOWN}.")
     ] = False,
+    heads: Annotated[
+        int | None, typer.Option(min=1, help="Attention heads, where FILE does not tell them.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Say what a file of weights or pictures is.
@@ -46,12 +49,17 @@ def inspect(
     with reporter() as progress:
         path = find(file, progress)
     with as_given({file: path}):
-        found = describe(path)
+        found = describe(path, heads=heads)
     shown = found.listed if tensors else found.listed[:_SHOWN]
-    entries = found.metadata if json else tuple(map(_shortened, found.metadata))
+    entries = found.metadata if json else tuple(map(_shortened, _beside(found.metadata)))
     print_result(dataclasses.replace(found, listed=shown, metadata=entries), as_json=json)
     if len(shown) < len(found.listed):
         typer.echo(f"{len(found.listed) - len(shown)} more tensors: add --tensors", err=True)
+
+
+def _beside(entries: "tuple[EntryRow, ...]") -> "tuple[EntryRow, ...]":
+    """What the header says beside the architecture, which is a table of its own."""
+    return tuple(row for row in entries if row.entry != "config")
 
 
 def _shortened(row: "EntryRow") -> "EntryRow":

@@ -5,6 +5,7 @@ Legend: b pictures of a batch, S rows and columns.
 
 import math
 import signal
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -98,15 +99,18 @@ def read_batches(
     Raises:
         DataError: too many bad files, none of a class is good, or a worker was killed.
     """
-    loader = DataLoader(
-        _Reader(source, substitute),
-        batch_size=None,  # a batch is one item: its rows are read together
-        sampler=batches,
-        num_workers=workers,
-        prefetch_factor=max(2, math.ceil(ahead / workers)) if workers else None,
-        worker_init_fn=_ignore_interrupts,
-        generator=torch.Generator(),  # else it would draw from the global one
-    )
+    with warnings.catch_warnings():
+        # Of more workers than cores, which is for the user to choose.
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        loader = DataLoader(
+            _Reader(source, substitute),
+            batch_size=None,  # a batch is one item: its rows are read together
+            sampler=batches,
+            num_workers=workers,
+            prefetch_factor=max(2, math.ceil(ahead / workers)) if workers else None,
+            worker_init_fn=_ignore_interrupts,
+            generator=torch.Generator(),  # else it would draw from the global one
+        )
     results = iter(loader)
     try:
         while (result := _next(results)) is not None:

@@ -62,7 +62,7 @@ def convert_files(
         source: a file or folder in any format that `read_published` reads.
         out: a `.safetensors` file.
         encoder: the encoder of the decoder in `source`; the result is an autoencoder then.
-        statistics: of the latents of this autoencoder.
+        statistics: of the latents of this autoencoder, or of the one in `source`.
         input_size: rows and columns of pixels that the encoder sees; by default as many as
             the decoder has patches for.
         heads: attention heads, where `source` does not tell them.
@@ -85,7 +85,8 @@ def convert_files(
         found, more = _with_encoder(found, source, encoder, statistics, input_size)
         files += more
     elif statistics is not None:
-        raise ConfigError("--stats: statistics go into an autoencoder; add --encoder")
+        found, more = _with_statistics(found, source, statistics)
+        files += more
     elif input_size is not None:
         found = _at_size(found, input_size)
     given = {"source": str(source), **(metadata or {})}
@@ -133,11 +134,11 @@ def _with_encoder(
 ) -> tuple[Published, list[tuple[str, Path]]]:
     """The autoencoder of these parts, and the files that were read for it."""
     if not isinstance(found.content, ViTDecoder):
-        raise ConfigError(f"--encoder: goes with a decoder, and {source} holds a {found.kind}")
+        raise ConfigError(f"--encoder: goes with a decoder, and {source} is of kind {found.kind}")
     read = read_container(encoder)
     part, files, layouts = interpret(read), _named("encoder/", read), [found.layout]
     if not isinstance(part.content, ViTEncoder):
-        raise ConfigError(f"--encoder {encoder}: holds a {part.kind}, not an encoder")
+        raise ConfigError(f"--encoder {encoder}: is of kind {part.kind}, not an encoder")
     layouts.append(part.layout)
     latents = None
     if statistics is not None:
@@ -152,10 +153,33 @@ def _with_encoder(
     return Published("rae", " + ".join(layouts), rae), files
 
 
+def _with_statistics(
+    found: Published, source: Path, statistics: Path
+) -> tuple[Published, list[tuple[str, Path]]]:
+    """An autoencoder with other statistics, and the files that were read for it."""
+    rae = found.content
+    if not isinstance(rae, RAE):
+        raise ConfigError(
+            f"--stats: statistics go into an autoencoder, and {source} is of kind {found.kind}; "
+            "give one, or a decoder with --encoder"
+        )
+    read = read_container(statistics)
+    latents = _statistics(read)
+    if latents.shape != rae.latent_shape:
+        shapes = ["x".join(map(str, shape)) for shape in (latents.shape, rae.latent_shape)]
+        raise WeightsError(f"{statistics}: is for latents of {shapes[0]}, {source} has {shapes[1]}")
+    rae.set_statistics(latents.mean, latents.var)
+    layout = f"{found.metadata.get('layout', found.layout)} + latent statistics"
+    entries = {**found.metadata, "layout": layout}
+    return Published(found.kind, layout, rae, entries), _named("statistics/", read)
+
+
 def _statistics(read: Container) -> Statistics:
     found = interpret(read)
     if not isinstance(found.content, Statistics):
-        raise ConfigError(f"--stats {read.path}: holds a {found.kind}, not statistics of latents")
+        raise ConfigError(
+            f"--stats {read.path}: is of kind {found.kind}, not statistics of latents"
+        )
     return found.content
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +67,19 @@ class EntryRow:
 
 
 @dataclass(frozen=True)
+class SettingRow:
+    """A setting of a network.
+
+    Attributes:
+        setting: its name, behind those of the parts that it belongs to.
+        value: its text.
+    """
+
+    setting: str
+    value: str
+
+
+@dataclass(frozen=True)
 class Description:
     """What a file or folder holds.
 
@@ -80,6 +94,7 @@ class Description:
         problem: why it cannot be used as a model; None if it can.
         tensors: how many it holds.
         files: that were read.
+        architecture: settings of its network.
         metadata: of its header.
         listed: its tensors.
     """
@@ -93,12 +108,17 @@ class Description:
     problem: str | None
     tensors: int
     files: tuple[FileRow, ...]
+    architecture: tuple[SettingRow, ...]
     metadata: tuple[EntryRow, ...]
     listed: tuple[TensorRow, ...]
 
 
-def describe(path: Path) -> Description:
+def describe(path: Path, *, heads: int | None = None) -> Description:
     """Say what a file or folder holds; nothing in it is run.
+
+    Args:
+        path: of the file or folder.
+        heads: attention heads, where the file does not tell them.
 
     Raises:
         WeightsError: missing or damaged, or not plain tensors.
@@ -117,20 +137,21 @@ def describe(path: Path) -> Description:
         problem=None,
         tensors=len(read.tensors),
         files=tuple(_file_row(file) for file in read.files),
+        architecture=(),
         metadata=tuple(EntryRow(name, value) for name, value in sorted(read.header.items())),
         listed=tuple(_row(name, tensor) for name, tensor in read.tensors.items()),
     )
-    return _interpreted(blank, read)
+    return _interpreted(blank, read, heads)
 
 
-def _interpreted(blank: Description, read: Container) -> Description:
+def _interpreted(blank: Description, read: Container, heads: int | None) -> Description:
     kind = read.header.get("kind", "")
     if read.header.get("format") == FORMAT and kind in _NO_MODELS:
         step = read.header.get("step", "")
         number = int(step) if step.isdigit() else None
         return dataclasses.replace(blank, kind=kind, layout=FORMAT, step=number)
     try:
-        found = interpret(read)
+        found = interpret(read, heads=heads)
     except WeightsError as error:
         return dataclasses.replace(blank, problem=str(error))
     return dataclasses.replace(
@@ -139,7 +160,20 @@ def _interpreted(blank: Description, read: Container) -> Description:
         layout=found.layout,
         latent=found.latent,
         parameters=found.parameters,
+        architecture=tuple(_settings(getattr(found.content, "config", None))),
     )
+
+
+def _settings(config: object, prefix: str = "") -> Iterator[SettingRow]:
+    if not dataclasses.is_dataclass(config):
+        return
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _settings(value, f"{prefix}{field.name}.")
+        else:
+            shown = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            yield SettingRow(f"{prefix}{field.name}", shown)
 
 
 def _file_row(path: Path) -> FileRow:
@@ -179,6 +213,7 @@ def _arrays(path: Path) -> Description:
         problem=None,
         tensors=len(rows),
         files=(_file_row(path),),
+        architecture=(),
         metadata=(),
         listed=rows,
     )

@@ -43,7 +43,7 @@ def load_scorer(
     """
     loaded = load_model(obtain(reference, reporter or NullReporter()).path)
     if not isinstance(loaded.model, FeatureNet):
-        raise WeightsError(f"{reference}: holds a {loaded.kind}, not a scoring network")
+        raise WeightsError(f"{reference}: is of kind {loaded.kind}, not a scoring network")
     return loaded.model.to(device).eval().requires_grad_(False)
 
 

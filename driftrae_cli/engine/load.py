@@ -92,7 +92,7 @@ def load_flow(reference: str, device: torch.device, reporter: Reporter = _SILENT
     loaded = load_model(path)
     meta = loaded.metadata
     if not isinstance(loaded.model, DiTDH):
-        raise WeightsError(f"{reference}: holds a {loaded.kind}, not a teacher or student")
+        raise WeightsError(f"{reference}: is of kind {loaded.kind}, not a teacher or student")
     lacking = [entry for entry in _FLOW_ENTRIES if entry not in meta]
     if lacking:
         raise WeightsError(
@@ -183,7 +183,7 @@ def load_rae(reference: str, device: torch.device, reporter: Reporter = _SILENT)
     """
     loaded = load_model(obtain(reference, reporter).path)
     if not isinstance(loaded.model, RAE):
-        raise WeightsError(f"{reference}: holds a {loaded.kind}, not an autoencoder (rae)")
+        raise WeightsError(f"{reference}: is of kind {loaded.kind}, not an autoencoder (rae)")
     return loaded.model.to(device).eval().requires_grad_(False)
 
 

@@ -3,6 +3,7 @@
 Published files hold tensors without a description. Most sizes are shapes; heads are not.
 """
 
+import difflib
 import math
 import re
 from collections.abc import Mapping
@@ -40,7 +41,11 @@ class Shapes:
             WeightsError: there is no such tensor, or it has another number of dimensions.
         """
         if name not in self._state:
-            raise WeightsError(f"{self.source}: lacks {name}, which says how large the network is")
+            near = difflib.get_close_matches(name, self._state, n=1, cutoff=0.75)
+            hint = f" (the file has {near[0]})" if near else ""
+            raise WeightsError(
+                f"{self.source}: lacks {name}, which says how large the network is{hint}"
+            )
         shape = tuple(self._state[name].shape)
         if not all(shape) or (dimensions is not None and len(shape) != dimensions):
             text = "x".join(map(str, shape)) or "scalar"

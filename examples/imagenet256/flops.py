@@ -1,6 +1,6 @@
 """Operations of one forward pass, and of one step of the ImageNet recipes (no weights needed).
 
-    python examples/imagenet256/flops.py
+python examples/imagenet256/flops.py
 """
 
 import torch

@@ -11,6 +11,7 @@ from driftrae_cli.cli.convert import convert
 from driftrae_cli.cli.inspect import inspect
 from driftrae_cli.errors import WeightsError
 from driftrae_cli.hub import BUILT_IN
+from driftrae_cli.models.decoder import DecoderConfig, ViTDecoder
 from driftrae_cli.models.ditdh import DiTDH, DiTDHConfig
 from driftrae_cli.models.weights import load_model
 
@@ -103,10 +104,26 @@ def test_inspect_shows_the_first_tensors():
     assert all(name in everything.stdout for name in tensors) and not everything.stderr
 
 
-def test_inspect_cuts_long_entries_on_the_screen_only():
-    lines = driftrae("inspect", "shapes-rae").stdout.splitlines()
-    [config] = [line.strip() for line in lines if line.startswith("config")]
-    assert config.endswith("characters; see --json)") and len(config) < 200
+def test_inspect_shows_the_architecture():
+    rows = [line.split() for line in driftrae("inspect", "stage2_model.pt").stdout.splitlines()]
+    for setting, value in (("num_classes", "3"), ("hidden_size", "16, 32"), ("depth", "2, 1")):
+        found = next(row for row in rows if row and row[0] == setting)
+        assert " ".join(found[1:]) == value
+
+
+def test_inspect_takes_what_a_file_does_not_tell(tmp_path):
+    config = DecoderConfig(8, 16, 1, 2, 16, patch_size=4, num_tokens=16)
+    torch.save(ViTDecoder(config).state_dict(), tmp_path / "d.pt")
+    assert "Give them with --heads" in driftrae("inspect", str(tmp_path / "d.pt")).stdout
+    told = driftrae("inspect", str(tmp_path / "d.pt"), "--heads", "2").stdout
+    assert ["kind", "decoder"] in [line.split() for line in told.splitlines()]
+
+
+def test_inspect_cuts_long_entries_on_the_screen_only(monkeypatch):
+    monkeypatch.setattr("driftrae_cli.cli.inspect._LONGEST", 20)
+    lines = driftrae("inspect", "shapes-teacher").stdout.splitlines()
+    [names] = [line.strip() for line in lines if line.startswith("class_names")]
+    assert names.endswith("characters; see --json)") and len(names) < 90
 
 
 def test_inspect_as_json():

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from driftrae_cli.engine.convert import class_names, convert_files
 from driftrae_cli.engine.describe import describe
 from driftrae_cli.errors import ConfigError, DataError, OutputError, WeightsError
+from driftrae_cli.hub import BUILT_IN
 from driftrae_cli.models.decoder import DecoderConfig, ViTDecoder
 from driftrae_cli.models.ditdh import DiTDH, DiTDHConfig
 from driftrae_cli.models.encoder import EncoderConfig, ViTEncoder
@@ -228,14 +229,18 @@ def test_output_below_a_file(published, tmp_path):
 @pytest.mark.parametrize(
     ("source", "options", "text"),
     [
-        ("teacher", {"encoder": "encoder"}, "--encoder: goes with a decoder, and .* holds a ditdh"),
+        (
+            "teacher",
+            {"encoder": "encoder"},
+            "--encoder: goes with a decoder, and .* is of kind ditdh",
+        ),
         ("teacher", {"statistics": "stats"}, "--stats: statistics go into an autoencoder"),
         ("teacher", {"input_size": 32}, "--input-size: is for an encoder, or a decoder"),
-        ("decoder", {"encoder": "stats"}, "--encoder .*: holds a statistics, not an encoder"),
+        ("decoder", {"encoder": "stats"}, "--encoder .*: is of kind statistics, not an encoder"),
         (
             "decoder",
             {"encoder": "encoder", "statistics": "teacher"},
-            "--stats .*: holds a ditdh, not statistics of latents",
+            "--stats .*: is of kind ditdh, not statistics of latents",
         ),
     ],
 )
@@ -244,6 +249,26 @@ def test_options_that_do_not_go_with_the_source(published, tmp_path, source, opt
     heads = {"heads": 2} if source == "decoder" else {}
     with pytest.raises(ConfigError, match=text):
         convert_files(published[source], tmp_path / "o.safetensors", **heads, **paths)
+
+
+def test_an_autoencoder_takes_other_statistics(tmp_path):
+    rae = load_model(BUILT_IN["shapes-rae"]).model
+    mean, var = torch.randn(64, 4, 4), torch.rand(64, 4, 4) + 0.1
+    torch.save({"mean": mean, "var": var}, tmp_path / "stat.pt")
+    out = tmp_path / "mine.safetensors"
+    convert_files(BUILT_IN["shapes-rae"], out, statistics=tmp_path / "stat.pt")
+    mine = load_model(out)
+    assert mine.metadata["layout"] == "driftrae + latent statistics"
+    assert set(json.loads(mine.metadata["source_sha256"])) == {
+        "rae.safetensors",
+        "statistics/stat.pt",
+    }
+    images = torch.rand(2, 3, 32, 32)
+    expected = (rae.features(images) - mean) / (var + rae.config.eps).sqrt()
+    torch.testing.assert_close(mine.model.encode(images), expected)
+    torch.save({"var": torch.ones(64, 2, 2)}, tmp_path / "stat.pt")
+    with pytest.raises(WeightsError, match=r"is for latents of 64x2x2, .* has 64x4x4"):
+        convert_files(BUILT_IN["shapes-rae"], out, statistics=tmp_path / "stat.pt", overwrite=True)
 
 
 def test_parts_that_do_not_belong_together(published, tmp_path):

@@ -115,7 +115,7 @@ def test_a_student_has_one_step(student: str) -> None:
 
 
 def test_what_is_not_a_flow_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="holds a rae, not a teacher or student"):
+    with pytest.raises(WeightsError, match="is of kind rae, not a teacher or student"):
         load_flow("shapes-rae", torch.device("cpu"))
     (tmp_path / "run.json").touch()
     with pytest.raises(WeightsError, match="the run has not finished"):
