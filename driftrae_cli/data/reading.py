@@ -19,6 +19,9 @@ from driftrae_cli.errors import DataError
 
 _SHOWN = 10
 
+# How many workers there are is for the user to choose, also on a machine with fewer cores.
+warnings.filterwarnings("ignore", message="This DataLoader will create .* worker processes")
+
 
 @dataclass(frozen=True)
 class BadFile:
@@ -99,18 +102,15 @@ def read_batches(
     Raises:
         DataError: too many bad files, none of a class is good, or a worker was killed.
     """
-    with warnings.catch_warnings():
-        # Of more workers than cores, which is for the user to choose.
-        warnings.filterwarnings("ignore", message="This DataLoader will create")
-        loader = DataLoader(
-            _Reader(source, substitute),
-            batch_size=None,  # a batch is one item: its rows are read together
-            sampler=batches,
-            num_workers=workers,
-            prefetch_factor=max(2, math.ceil(ahead / workers)) if workers else None,
-            worker_init_fn=_ignore_interrupts,
-            generator=torch.Generator(),  # else it would draw from the global one
-        )
+    loader = DataLoader(
+        _Reader(source, substitute),
+        batch_size=None,  # a batch is one item: its rows are read together
+        sampler=batches,
+        num_workers=workers,
+        prefetch_factor=max(2, math.ceil(ahead / workers)) if workers else None,
+        worker_init_fn=_ignore_interrupts,
+        generator=torch.Generator(),  # else it would draw from the global one
+    )
     results = iter(loader)
     try:
         while (result := _next(results)) is not None:
