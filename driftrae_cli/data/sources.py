@@ -190,18 +190,27 @@ def open_source(
     return Mirrored(opened) if flip else opened
 
 
+def check_exists(source: str) -> None:
+    """Check that there is anything, before what the pictures are for is loaded.
+
+    Raises:
+        DataError: there is not.
+    """
+    if source != SHAPES and not Path(source).exists():
+        raise DataError(
+            f"{printable(source)}: no such file or folder; give 'shapes', a folder of pictures, "
+            "a .tar or a .parquet file"
+        )
+
+
 def _open(
     source: str, image_size: int, per_class: int | None, seed: int, class_map: Path | None
 ) -> ImageSource:
     if source == SHAPES:
         refuse_class_map(class_map, source)
         return _open_shapes(image_size, per_class, seed)
+    check_exists(source)
     path = Path(source)
-    if not path.exists():
-        raise DataError(
-            f"{printable(source)}: no such file or folder; give 'shapes', a folder of pictures, "
-            "a .tar or a .parquet file"
-        )
     files = {suffix: _files(path, suffix) for suffix in _PACKED}
     if files[".tar"]:
         refuse_class_map(class_map, source)

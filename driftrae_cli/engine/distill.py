@@ -15,7 +15,7 @@ from driftrae_cli.data.sampler import ClassIndex, ClassSchedule
 from driftrae_cli.drift.groups import block_shape
 from driftrae_cli.drift.objective import DriftObjective
 from driftrae_cli.engine.build import DistillConfig, field_settings, loop_settings
-from driftrae_cli.engine.latent_data import OpenData, open_data, prepare_latents
+from driftrae_cli.engine.latent_data import OpenData, check_data_exists, open_data, prepare_latents
 from driftrae_cli.engine.latent_feeds import Feed
 from driftrae_cli.engine.load import (
     FlowCheckpoint,
@@ -263,6 +263,7 @@ def distill(config: DistillConfig, out: Path, *, reporter: Reporter, device: str
         DriftraeError: a setting, file or number that stops the run; the text says what to do.
     """
     where = pick_device(device)
+    check_data_exists(config.data)
     flow = load_flow(config.teacher, where, reporter)
     if flow.role != "teacher":
         raise ConfigError(f"teacher: {config.teacher} is a {flow.role}; give a flow teacher")

@@ -28,7 +28,12 @@ from driftrae_cli.data.reading import BadFile, BadFiles, read_batches
 from driftrae_cli.data.sampler import ClassIndex
 from driftrae_cli.data.sources import ImageSource
 from driftrae_cli.engine.build import DataConfig
-from driftrae_cli.engine.latent_data import decode_workers, is_numbered, open_pictures
+from driftrae_cli.engine.latent_data import (
+    check_data_exists,
+    decode_workers,
+    is_numbered,
+    open_pictures,
+)
 from driftrae_cli.engine.latents import (
     ENCODING_BATCH,
     LatentMoments,
@@ -89,8 +94,9 @@ def encode(
             encoder, or is in use; or the disk cannot hold the cache.
     """
     _check_ours(out)
-    if Path(data.source).resolve() in out.resolve().parents:
+    if Path(data.source).expanduser().resolve() in out.resolve().parents:
         raise OutputError(f"--out {out}: lies inside the pictures; choose another folder")
+    check_data_exists(data)
     where = pick_device(device)
     autoencoder = load_rae(rae, where, reporter)
     source = open_pictures(data, autoencoder.config.image_size)

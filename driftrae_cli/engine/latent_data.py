@@ -12,7 +12,7 @@ from driftrae_cli.data.images import LabeledImages, read_all
 from driftrae_cli.data.latent_cache import LatentCache, is_cache
 from driftrae_cli.data.reading import BadFiles, read_batches
 from driftrae_cli.data.sampler import ClassIndex
-from driftrae_cli.data.sources import ImageSource, open_source
+from driftrae_cli.data.sources import ImageSource, check_exists, open_source
 from driftrae_cli.engine.build import DataConfig
 from driftrae_cli.engine.latent_feeds import (
     CachedLatents,
@@ -109,6 +109,15 @@ def read_pictures(source: ImageSource, config: DataConfig, reporter: Reporter) -
 def is_numbered(config: DataConfig, pictures: ImageSource) -> bool:
     """Whether classes go by number: a class map says which is which, so names say nothing."""
     return pictures.numbered or config.class_map is not None
+
+
+def check_data_exists(config: DataConfig) -> None:
+    """Check that a recipe's data is there, before gigabytes of weights are fetched for it.
+
+    Raises:
+        DataError: it is not.
+    """
+    check_exists(_expanded(config.source))
 
 
 def _expanded(source: str) -> str:

@@ -29,6 +29,7 @@ from driftrae_cli.engine.evaluate import (
     score_reconstructions,
 )
 from driftrae_cli.engine.latent_data import (
+    check_data_exists,
     load_pictures,
     open_data,
     open_pictures,
@@ -139,6 +140,7 @@ def _with_autoencoder(
     config: PretrainConfig, rae: str, out: Path, reporter: Reporter, device: torch.device
 ) -> PretrainResult:
     """The teacher alone, on latents of an autoencoder that exists."""
+    check_data_exists(config.data)
     autoencoder = load_rae(rae, device, reporter)
     data = open_data(config.data, autoencoder)
     weights = {"rae": obtain(rae, reporter)}

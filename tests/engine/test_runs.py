@@ -151,6 +151,22 @@ def test_a_run_that_broke_before_its_first_checkpoint_may_change(
     _distill(tmp_path / "run", "step.classes=5")
 
 
+@pytest.mark.parametrize("run", ["distill", "pretrain", "encode"])
+def test_data_that_is_not_there_is_told_before_weights_are_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: str
+) -> None:
+    monkeypatch.setattr("driftrae_cli.engine.load.obtain", None)
+    data = DataConfig(source=str(tmp_path / "nowhere"))
+    source, quiet = f"data.source={data.source}", NullReporter()
+    with pytest.raises(DataError, match="nowhere: no such file or folder"):
+        if run == "distill":
+            _distill(tmp_path / "run", source)
+        elif run == "pretrain":
+            _teacher(tmp_path / "run", source)
+        else:
+            encode(data, "shapes-rae", tmp_path / "c", dtype="bf16", reporter=quiet, device="cpu")
+
+
 def test_a_student_is_not_a_teacher(tmp_path: Path) -> None:
     student = _distill(tmp_path / "a")
     with pytest.raises(ConfigError, match="is a student; give a flow teacher"):
