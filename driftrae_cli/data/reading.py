@@ -198,5 +198,9 @@ def _next(results: Iterator[_Result]) -> _Result | None:
 
 
 def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches all processes; what becomes of the workers is for the main one to say."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ctrl-C and a scheduler's signals reach all processes; the main one says what follows.
+
+    Workers notice by themselves when that one has ended.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

@@ -5,6 +5,7 @@ the old checkpoint or the new one. Random numbers derive from the step, so the s
 the state there is beside the tensors.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic
@@ -73,22 +74,32 @@ def save_checkpoint(folder: Path, step: int, state: TrainingState[Network]) -> P
     return path
 
 
-def load_latest(folder: Path, state: TrainingState[Network]) -> int:
-    """Restore the newest checkpoint into `state`; returns its step, 0 where there is none.
+def load_latest(folder: Path, state: TrainingState[Network], tell: Callable[[str], None]) -> int:
+    """Restore the newest checkpoint that is whole into `state`.
+
+    Args:
+        folder: of the checkpoints.
+        state: is overwritten.
+        tell: hears of a checkpoint that is passed over.
+
+    Returns:
+        Its step, 0 where there is no checkpoint at all.
 
     Raises:
-        WeightsError: the file is damaged or belongs to another network.
+        WeightsError: all of them are damaged, or belong to another network.
     """
     files = checkpoint_files(folder)
-    if not files:
-        return 0
-    try:
-        return _load(files[-1], state)
-    except WeightsError as error:
-        raise WeightsError(
-            f"{error}\nCannot resume from this checkpoint. Delete it to continue from the one "
-            "before, or choose another --out to start afresh."
-        ) from error
+    for path in reversed(files):
+        try:
+            return _load(path, state)
+        except WeightsError as error:
+            if path == files[0]:
+                raise WeightsError(
+                    f"{error}\nCannot resume: no checkpoint is left. Choose another --out to "
+                    "start afresh."
+                ) from error
+            tell(f"{error}\nGoing on from the checkpoint before.")
+    return 0
 
 
 def _load(path: Path, state: TrainingState[Network]) -> int:

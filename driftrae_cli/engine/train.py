@@ -87,7 +87,10 @@ def learning_rate_at(step: int, settings: LoopSettings) -> float:
 
 
 class _StopRequest:
-    """Turns the first Ctrl-C into a request to stop after the current step."""
+    """Turns Ctrl-C, and what schedulers send before they end a job, into a request to stop
+    after the current step."""
+
+    _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
     def __init__(self, reporter: Reporter) -> None:
         self.asked = False
@@ -98,17 +101,19 @@ class _StopRequest:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = signal.signal(signal.SIGINT, self._ask)
+        before = {number: signal.signal(number, self._ask) for number in self._SIGNALS}
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _ask(self, signum: int, frame: object) -> None:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        self._reporter.message("saving after this step; Ctrl-C again stops at once")
+        again = "Ctrl-C again" if signum == signal.SIGINT else "another signal"
+        self._reporter.message(f"saving after this step; {again} stops at once")
 
 
 class _MetricsFile:
@@ -171,12 +176,12 @@ def train(
     Raises:
         NumericsError: the loss or gradient is no longer finite.
         DataError: of the objective, once the state before that step is on disk.
-        WeightsError: a checkpoint in `folder` is damaged or of another network.
-        KeyboardInterrupt: after Ctrl-C, once the state is on disk.
+        WeightsError: all checkpoints in `folder` are damaged or of another network.
+        KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGUSR1, once the state is on disk.
     """
     state = new_state(objective.model, settings)
     checkpoints = folder / "checkpoints"
-    start = load_latest(checkpoints, state)
+    start = load_latest(checkpoints, state, reporter.message)
     if start >= settings.steps:
         return state.average.model
     folder.mkdir(parents=True, exist_ok=True)

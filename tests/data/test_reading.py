@@ -229,7 +229,8 @@ def ask(signum, frame):  # as a training run does
     print("asked", flush=True)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-signal.signal(signal.SIGINT, ask)
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, ask)
 source = open_source("shapes", 32, per_class=100)
 batches = ([0, 1] for _ in itertools.count())
 try:
@@ -240,8 +241,9 @@ except KeyboardInterrupt:
 """
 
 
-def test_ctrl_c_is_for_the_main_process_alone() -> None:
-    """The terminal sends it to all; workers go on until the main process ends them."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_signals_are_for_the_main_process_alone(number: signal.Signals) -> None:
+    """Terminals and schedulers send them to all; workers end when the main process says so."""
     process = subprocess.Popen(
         [sys.executable, "-c", _ENDLESS], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, start_new_session=True,
@@ -249,7 +251,7 @@ def test_ctrl_c_is_for_the_main_process_alone() -> None:
     assert process.stdout is not None
     lines = iter(process.stdout.readline, "")
     assert list(itertools.islice(lines, 4)) == ["read\n"] * 4  # of both workers
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     assert "asked\n" in itertools.islice(lines, 10_000)
     assert list(itertools.islice(lines, 40)) == ["read\n"] * 40
     os.killpg(process.pid, signal.SIGINT)

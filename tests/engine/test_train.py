@@ -25,18 +25,23 @@ SETTINGS = LoopSettings(
 class Regression:
     """Least squares on data that derive from the step."""
 
-    def __init__(self, stop_at: int | None = None, break_at: int | None = None) -> None:
+    def __init__(
+        self,
+        stop_at: int | None = None,
+        break_at: int | None = None,
+        number: signal.Signals = signal.SIGINT,
+    ) -> None:
         self.model = nn.Linear(3, 2)
         with torch.no_grad():
             self.model.weight.fill_(0.5)
             self.model.bias.zero_()
-        self._stop_at, self._break_at = stop_at, break_at
+        self._stop_at, self._break_at, self._number = stop_at, break_at, number
         self.steps: list[int] = []
 
     def __call__(self, step: int) -> StepOutput:
         self.steps.append(step)
         if step == self._stop_at:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), self._number)
         x = torch.randn(8, 3, generator=generator(0, "x", step))
         loss = (self.model(x) - x[:, :2]).square().mean()
         if step == self._break_at:
@@ -98,12 +103,44 @@ def test_only_the_newest_checkpoints_stay(tmp_path: Path) -> None:
     assert names == ["step-0000008.safetensors", "step-0000012.safetensors"]
 
 
-def test_a_damaged_checkpoint_says_how_to_go_on(tmp_path: Path) -> None:
-    train(Regression(), SETTINGS, tmp_path, NullReporter())
-    newest = checkpoint_files(tmp_path / "checkpoints")[-1]
+class Listener(NullReporter):
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.heard.append(text)
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    whole = train(Regression(), SETTINGS, tmp_path, NullReporter())
+    before, newest = checkpoint_files(tmp_path / "checkpoints")
     newest.write_bytes(newest.read_bytes()[:200])
-    with pytest.raises(WeightsError, match="Delete it to continue from the one before"):
+    rest, listener = Regression(), Listener()
+    again = train(rest, SETTINGS, tmp_path, listener)
+    assert rest.steps == [8, 9, 10, 11]
+    assert torch.equal(_weights(again), _weights(whole))
+    [text] = listener.heard
+    assert text.startswith(f"{newest}: damaged or cut short")
+    assert text.endswith("Going on from the checkpoint before.")
+    for path in (before, newest):
+        path.write_bytes(b"")
+    with pytest.raises(WeightsError, match="Cannot resume: no checkpoint is left"):
         train(Regression(), SETTINGS, tmp_path, NullReporter())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_scheduler_s_signal_saves_and_stops(tmp_path: Path, number: signal.Signals) -> None:
+    whole = train(Regression(), SETTINGS, tmp_path / "whole", NullReporter())
+    before = signal.getsignal(number)
+    listener = Listener()
+    with pytest.raises(KeyboardInterrupt):
+        train(Regression(6, number=number), SETTINGS, tmp_path / "parts", listener)
+    assert listener.heard == ["saving after this step; another signal stops at once"]
+    assert signal.getsignal(number) is before
+    rest = Regression()
+    resumed = train(rest, SETTINGS, tmp_path / "parts", NullReporter())
+    assert rest.steps[0] == 7
+    assert torch.equal(_weights(whole), _weights(resumed))
 
 
 def test_learning_rate_is_the_published_line() -> None:
