@@ -172,8 +172,12 @@ class LatentCache:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the index, which names what the latents were made from."""
-        return hashlib.sha256(self.index.dump().encode()).hexdigest()
+        """SHA-256 of the index, which names what the latents were made from.
+
+        The versions that made them do not count: a shard that was damaged may be made anew.
+        """
+        made_of = dataclasses.replace(self.index, pillow=())
+        return hashlib.sha256(made_of.dump().encode()).hexdigest()
 
     @cached_property
     def _ends(self) -> list[int]:

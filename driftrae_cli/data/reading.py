@@ -4,7 +4,10 @@ Legend: b pictures of a batch, S rows and columns.
 """
 
 import math
+import os
 import signal
+import threading
+import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +21,7 @@ from driftrae_cli.data.sources import ImageSource, read_many
 from driftrae_cli.errors import DataError
 
 _SHOWN = 10
+_LOOKED_AFTER = 0.5  # seconds between two looks whether the main process is still there
 
 # How many workers there are is for the user to choose, also on a machine with fewer cores.
 warnings.filterwarnings("ignore", message="This DataLoader will create .* worker processes")
@@ -108,7 +112,7 @@ def read_batches(
         sampler=batches,
         num_workers=workers,
         prefetch_factor=max(2, math.ceil(ahead / workers)) if workers else None,
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=_follow_the_main_process,
         generator=torch.Generator(),  # else it would draw from the global one
     )
     results = iter(loader)
@@ -197,10 +201,18 @@ def _next(results: Iterator[_Result]) -> _Result | None:
         ) from error
 
 
-def _ignore_interrupts(worker: int) -> None:
+def _follow_the_main_process(worker: int) -> None:
     """Ctrl-C and a scheduler's signals reach all processes; the main one says what follows.
 
-    Workers notice by themselves when that one has ended.
+    A worker ends with it, however it ends: one that lives on would hold the run's lock, which
+    it has inherited.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_LOOKED_AFTER)
+    os._exit(1)

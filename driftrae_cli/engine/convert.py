@@ -84,7 +84,7 @@ def convert_files(
     if encoder is not None:
         found, more = _with_encoder(found, source, encoder, statistics, input_size)
         files += more
-    elif statistics is not None:
+    elif statistics is not None and input_size is None:
         found, more = _with_statistics(found, source, statistics)
         files += more
     elif input_size is not None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,10 @@ from driftrae_cli.models.published import interpret
 from driftrae_cli.models.weights import FORMAT
 
 _ARRAYS = ".npz"
+_DAMAGED = (
+    *(zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, KeyError),
+    RuntimeError,  # encrypted, or compressed in a way that is not known
+)
 _NO_MODELS = ("training", "latents")  # further kinds of our files
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -195,7 +200,7 @@ def _arrays(path: Path) -> Description:
     try:
         with zipfile.ZipFile(path) as archive:
             rows = tuple(_array_row(archive, name) for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError, ValueError, EOFError, KeyError) as error:
+    except _DAMAGED as error:
         raise DataError(f"{path}: damaged or no array file ({error}); copy it again") from error
     objects = [row.name for row in rows if "object" in row.dtype]
     if objects:

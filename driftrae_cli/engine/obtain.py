@@ -351,7 +351,7 @@ def _refuse_existing(target: Path) -> None:
 def _copy(file: LocalFile, target: Path, overwrite: bool, rae: str | None = None) -> LocalFile:
     """A copy of the very bytes, checked; with `rae` one that names this autoencoder instead."""
     sha256 = file.sha256  # raises for a damaged download
-    if target.exists() and LocalFile(target).sha256 == sha256:
+    if rae is None and target.exists() and LocalFile(target).sha256 == sha256:
         return LocalFile.hashed(target, sha256)
     if not overwrite:
         _refuse_existing(target)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -239,6 +240,23 @@ try:
 except KeyboardInterrupt:
     print("interrupted")
 """
+
+
+def test_workers_end_with_the_main_process() -> None:
+    """However it ends: else they would keep what they have inherited, a lock for instance."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _ENDLESS], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert list(itertools.islice(iter(process.stdout.readline, ""), 4)) == ["read\n"] * 4
+    process.kill()
+    process.communicate(timeout=30)  # until all of them have closed the pipes
+    deadline = time.monotonic() + 30
+    with pytest.raises(ProcessLookupError):  # once nobody is left in the group
+        while time.monotonic() < deadline:
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])

@@ -236,6 +236,7 @@ def test_output_below_a_file(published, tmp_path):
         ),
         ("teacher", {"statistics": "stats"}, "--stats: statistics go into an autoencoder"),
         ("teacher", {"input_size": 32}, "--input-size: is for an encoder, or a decoder"),
+        ("teacher", {"statistics": "stats", "input_size": 32}, "--input-size: is for an encoder"),
         ("decoder", {"encoder": "stats"}, "--encoder .*: is of kind statistics, not an encoder"),
         (
             "decoder",
@@ -354,5 +355,14 @@ def test_archive_of_other_things(tmp_path):
 
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("x.npy", b"hello world, this is no array")
+    with pytest.raises(DataError, match="damaged or no array file"):
+        describe(tmp_path / "a.npz")
+
+
+def test_damaged_compressed_arrays(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", a=np.arange(1000))
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    content[45:69] = bytes(255 - byte for byte in content[45:69])
+    (tmp_path / "a.npz").write_bytes(content)
     with pytest.raises(DataError, match="damaged or no array file"):
         describe(tmp_path / "a.npz")

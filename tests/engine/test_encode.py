@@ -434,6 +434,20 @@ def test_a_cut_shard_is_noticed_before_training_and_written_again(tmp_path: Path
     assert torch.equal(LatentCache.open(str(tmp_path / "cache")).read(torch.arange(60)), before)
 
 
+def test_a_shard_that_was_made_anew_leaves_the_cache_what_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where another version of Pillow decodes now, or a begun run could not go on."""
+    _encode(tmp_path / "cache")
+    before = LatentCache.open(str(tmp_path / "cache"))
+    _cut(tmp_path / "cache" / before.index.shards[2].file)
+    monkeypatch.setattr(encoding.PIL, "__version__", "99.0")
+    _encode(tmp_path / "cache")
+    after = LatentCache.open(str(tmp_path / "cache"))
+    assert after.index.pillow[-1] == "99.0"
+    assert after.fingerprint == before.fingerprint
+
+
 def test_numbers_that_are_not_finite_are_damage(tmp_path: Path) -> None:
     _encode(tmp_path / "cache")
     cache = LatentCache.open(str(tmp_path / "cache"))
