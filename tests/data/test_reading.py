@@ -244,8 +244,10 @@ except KeyboardInterrupt:
 
 def test_workers_end_with_the_main_process() -> None:
     """However it ends: else they would keep what they have inherited, a lock for instance."""
+    # Batches that no pipe can hold: a worker that waits for a reader notices nothing by itself.
+    script = _ENDLESS.replace("[0, 1]", "[*range(500)]")
     process = subprocess.Popen(
-        [sys.executable, "-c", _ENDLESS], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, start_new_session=True,
     )  # fmt: skip
     assert process.stdout is not None

@@ -14,6 +14,7 @@ from safetensors.torch import save
 from driftrae_cli import hub
 from driftrae_cli.engine import obtain as module
 from driftrae_cli.engine.catalogue import KNOWN, Known, Part
+from driftrae_cli.engine.convert import convert_files
 from driftrae_cli.engine.load import load_flow, load_rae
 from driftrae_cli.engine.obtain import (
     as_given,
@@ -515,3 +516,23 @@ def test_the_header_alone_tells_files_of_ours(tmp_path):
     assert own_header(tmp_path / "absent") is None
     (tmp_path / "cut").write_bytes(BUILT_IN["shapes-rae"].read_bytes()[:100])
     assert own_header(tmp_path / "cut") is None
+
+
+def test_an_equal_copy_still_gets_the_name_of_its_autoencoder(tmp_path):
+    """Which lies beside it under another name than beside the original."""
+    for folder in ("m1", "m2"):
+        (tmp_path / folder).mkdir()
+    rae = tmp_path / "m1" / "my-rae.safetensors"
+    rae.write_bytes(BUILT_IN["shapes-rae"].read_bytes())
+    convert_files(
+        BUILT_IN["shapes-student"], tmp_path / "m1" / "s.safetensors",
+        metadata={"rae": "my-rae.safetensors"},
+    )  # fmt: skip
+    copy = tmp_path / "m2" / "s.safetensors"
+    copy.write_bytes((tmp_path / "m1" / "s.safetensors").read_bytes())
+    fetch(
+        str(tmp_path / "m1" / "s.safetensors"), out=tmp_path / "m2",
+        overwrite=True, reporter=NullReporter(),
+    )  # fmt: skip
+    named = own_header(copy)["rae"]
+    assert named != "my-rae.safetensors" and (copy.parent / named).is_file()
