@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from driftrae_cli.cli.options import Device, Json, RAERef, Seed
+from driftrae_cli.cli.options import Device, Json, Overwrite, RAERef, Seed
 from driftrae_cli.cli.output import print_result
 from driftrae_cli.cli.progress import reporter
 
@@ -29,7 +29,7 @@ def sample(
         Path,
         typer.Option(metavar="PNG|DIR|NPZ", help="A grid, a folder of pictures, or arrays."),
     ] = Path("samples.png"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out.")] = False,
+    overwrite: Overwrite = False,
     device: Device = "auto",
     json: Json = False,
 ) -> None:

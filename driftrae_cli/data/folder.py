@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from driftrae_cli.data.class_map import read_class_map, refuse_class_map
-from driftrae_cli.data.crop import SUFFIXES, UnreadableError, decode
+from driftrae_cli.data.crop import SUFFIXES, decode
 from driftrae_cli.data.listing import (
     Listing,
     Names,
     entries,
     has_suffix,
+    naming,
     printable,
     size_of,
     some,
@@ -49,14 +50,8 @@ class FolderSource:
         return printable(self._path(row))
 
     def read(self, row: int) -> Tensor:
-        try:
-            with open(self._path(row), "rb") as file:
-                return decode(file.read(), self.image_size)
-        except OSError as error:
-            reason = f"cannot be read ({error.strerror or error})"
-            raise DataError(f"{self.name(row)}: {reason}") from error
-        except UnreadableError as error:
-            raise DataError(f"{self.name(row)}: {error}") from error
+        with naming(lambda: self.name(row)), open(self._path(row), "rb") as file:
+            return decode(file.read(), self.image_size)
 
     def _path(self, row: int) -> str:
         return os.path.join(self.folder, self.listing.names[row])

@@ -9,7 +9,8 @@ Legend: N pictures, K classes.
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from driftrae_cli.data.crop import CROP
+from driftrae_cli.data.crop import CROP, UnreadableError
 from driftrae_cli.errors import DataError
 
 
@@ -70,6 +71,17 @@ class Listing:
 def printable(name: str) -> str:
     """A file name that can be shown, whatever bytes it has on disk."""
     return name.encode("utf-8", "replace").decode()
+
+
+@contextmanager
+def naming(name: Callable[[], str]) -> Iterator[None]:
+    """Errors of reading and decoding a picture become one that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{name()}: cannot be read ({error.strerror or error})") from error
+    except UnreadableError as error:
+        raise DataError(f"{name()}: {error}") from error
 
 
 def some(names: Iterable[str], shown: int = 10) -> str:

@@ -19,6 +19,7 @@ from driftrae_cli.data.listing import (
     Listing,
     Names,
     first_of_each,
+    naming,
     numbered_classes,
     printable,
     some,
@@ -60,7 +61,7 @@ class TarSource:
 
     def read(self, row: int) -> Tensor:
         size = int(self.listing.sizes[row])
-        try:
+        with naming(lambda: self.name(row)):
             # Opened anew each time: processes that share a handle would move it for each other.
             with open(self.shards[self.shard[row]], "rb") as file:
                 file.seek(self.offset[row])
@@ -68,11 +69,6 @@ class TarSource:
             if len(content) < size:
                 raise UnreadableError("the tar file has become shorter")
             return decode(content, self.image_size)
-        except OSError as error:
-            reason = f"cannot be read ({error.strerror or error})"
-            raise DataError(f"{self.name(row)}: {reason}") from error
-        except UnreadableError as error:
-            raise DataError(f"{self.name(row)}: {error}") from error
 
     def _member(self, row: int) -> str:
         return self.listing.names[row].partition("/")[2]

@@ -39,7 +39,6 @@ from driftrae_cli.engine.latent_data import (
 from driftrae_cli.engine.latent_feeds import MemoryLatents
 from driftrae_cli.engine.latents import encode_all, measure_statistics
 from driftrae_cli.engine.load import (
-    flow_metadata,
     load_flow,
     load_rae,
     model_file,
@@ -57,7 +56,7 @@ from driftrae_cli.engine.report import Reporter
 from driftrae_cli.engine.rundir import open_run
 from driftrae_cli.engine.runtime import pick_device
 from driftrae_cli.engine.sample import TEACHER_STEPS, LatentGenerator
-from driftrae_cli.engine.teacher import build, new_teacher, phase_seed, train_teacher
+from driftrae_cli.engine.teacher import TEACHER_FILE, build, make_teacher, new_teacher, phase_seed
 from driftrae_cli.engine.train import train
 from driftrae_cli.errors import ConfigError
 from driftrae_cli.files import write_text
@@ -146,7 +145,7 @@ def _with_autoencoder(
     weights = {"rae": obtain(rae, reporter)}
     if config.teacher.init:
         weights["teacher.init"] = model_file(config.teacher.init, reporter)
-    file = out / "teacher.safetensors"
+    file = out / TEACHER_FILE
     with open_run(out, config, weights, device, data.fingerprint):
         finished = file.exists()
         if not finished:
@@ -161,13 +160,8 @@ def _with_autoencoder(
                 config.precision,
                 reporter,
             )
-            model = train_teacher(config, start, latents, out, reporter, device)
             reference = config.rae_name or portable_reference(rae, out)
-            metadata = flow_metadata(
-                "teacher", reference, start.shift, start.class_names, start.licence
-            )
-            half = config.storage == "float16"
-            save_model(file, model, "ditdh", model.config, metadata, half=half)
+            make_teacher(config, start, reference, latents, out, reporter, device)
     return PretrainResult(str(out), None, rae, str(file), finished, ())
 
 
@@ -184,24 +178,13 @@ def _pretrain(run: _Run) -> PretrainResult:
         autoencoder = _autoencoder(run, judge=_classifier(run, "judge"))
         save_model(files["rae"], autoencoder, "rae", autoencoder.config, half=run.half)
     if not files["teacher"].exists():
-        _save_teacher(run, load_rae(str(files["rae"]), run.device), files["teacher"])
+        _teacher(run, load_rae(str(files["rae"]), run.device))
     if not finished:
         table = [asdict(score) for score in _scores(run, files)]
         write_text(scores_file, json.dumps(table, indent=2) + "\n")
     scores = tuple(Score(**row) for row in json.loads(scores_file.read_text()))
     scorer, rae, teacher = map(str, files.values())
     return PretrainResult(str(run.out), scorer, rae, teacher, finished, scores)
-
-
-def _save_teacher(run: _Run, rae: RAE, file: Path) -> None:
-    config, names = run.config, run.data.class_names
-    latents = MemoryLatents(encode_all(rae, run.data, run.device, run.reporter), run.device)
-    start = new_teacher(config, rae, names, run.device, run.reporter)
-    network = train_teacher(config, start, latents, run.out, run.reporter, run.device)
-    # A teacher names its autoencoder by where users will find it: beside it, or in the package.
-    autoencoder = config.rae_name or "rae.safetensors"
-    metadata = flow_metadata("teacher", autoencoder, start.shift, names)
-    save_model(file, network, "ditdh", network.config, metadata, half=run.half)
 
 
 def _frozen(model: Network) -> Network:
@@ -259,6 +242,14 @@ def _round_as_stored(model: torch.nn.Module) -> None:
     """Statistics must be those of the encoder that is read back from its file."""
     for parameter in model.parameters():
         parameter.copy_(parameter.half())
+
+
+def _teacher(run: _Run, rae: RAE) -> None:
+    latents = MemoryLatents(encode_all(rae, run.data, run.device, run.reporter), run.device)
+    # A teacher names its autoencoder by where users will find it: beside it, or in the package.
+    reference = run.config.rae_name or "rae.safetensors"
+    start = new_teacher(run.config, rae, run.data.class_names, run.device, run.reporter)
+    make_teacher(run.config, start, reference, latents, run.out, run.reporter, run.device)
 
 
 def _scores(run: _Run, files: Mapping[str, Path]) -> tuple[Score, ...]:

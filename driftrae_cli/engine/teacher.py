@@ -9,7 +9,7 @@ import torch
 from driftrae_cli.engine.build import PretrainConfig, pretrain_loop, teacher_config
 from driftrae_cli.engine.ema import Network
 from driftrae_cli.engine.latent_feeds import LatentData
-from driftrae_cli.engine.load import FlowCheckpoint, check_latents, load_flow
+from driftrae_cli.engine.load import FlowCheckpoint, check_latents, flow_metadata, load_flow
 from driftrae_cli.engine.pretrain_objectives import VelocityBatches, VelocityObjective
 from driftrae_cli.engine.report import Reporter
 from driftrae_cli.engine.runtime import generator
@@ -18,7 +18,9 @@ from driftrae_cli.errors import ConfigError
 from driftrae_cli.flow.path import shift_for
 from driftrae_cli.models.ditdh import DiTDH
 from driftrae_cli.models.rae import RAE
+from driftrae_cli.models.weights import save_model
 
+TEACHER_FILE = "teacher.safetensors"  # in the run directory
 _PHASE = "teacher"
 _CLASS_TABLE = "y_embedder.embedding_table.weight"
 
@@ -61,7 +63,6 @@ def new_teacher(
     return replace(
         flow,
         model=with_classes(flow, names, config.seed).to(device),
-        role="teacher",
         shift=settings.time_shift or flow.shift,
         class_names=names,
     )
@@ -84,7 +85,27 @@ def with_classes(flow: FlowCheckpoint, class_names: Sequence[str], seed: int) ->
     return model
 
 
-def train_teacher(
+def make_teacher(
+    config: PretrainConfig,
+    start: FlowCheckpoint,
+    reference: str,
+    latents: LatentData,
+    out: Path,
+    reporter: Reporter,
+    device: torch.device,
+) -> None:
+    """Train what `new_teacher` made on the latents, and write the teacher's file into `out`.
+
+    Args:
+        reference: how the file names the autoencoder.
+    """
+    model = _train(config, start, latents, out, reporter, device)
+    metadata = flow_metadata("teacher", reference, start.shift, start.class_names, start.licence)
+    half = config.storage == "float16"
+    save_model(out / TEACHER_FILE, model, "ditdh", model.config, metadata, half=half)
+
+
+def _train(
     config: PretrainConfig,
     teacher: FlowCheckpoint,
     latents: LatentData,
