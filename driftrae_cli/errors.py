@@ -46,3 +46,17 @@ class OutputError(DriftraeError):
     """An output that exists already or cannot be written."""
 
     exit_code = 7
+
+
+class RunError(DriftraeError):
+    """A run that lost one of its processes."""
+
+    exit_code = 8
+
+
+class ToldElsewhereError(DriftraeError):
+    """An error that another process of the same run tells; nothing more is printed."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("another process of this run tells why")
+        self.exit_code = exit_code

@@ -64,8 +64,11 @@ class StepConfig:
     positives: int = setting(256, "real latents", min=1)
     grad_negatives: int = setting(64, "generated latents that carry gradient", min=1)
     detached_negatives: int = setting(192, "generated latents that only repel", min=0)
-    micro_batch: int | None = setting(
-        None, "latents in the network at once; null takes all of the step", min=1, may_change=True
+    micro_batch: int | Literal["auto"] | None = setting(
+        "auto",
+        "latents in the network at once; auto is what fits, null all of the step",
+        min=1,
+        may_change=True,
     )
 
     def contradictions(self) -> list[Contradiction]:
@@ -73,6 +76,37 @@ class StepConfig:
             reason = "must be at least 2 together, or no sample has another one to repel it"
             return [Contradiction(("grad_negatives", "detached_negatives"), reason)]
         return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """How the devices are used; changes time and memory, and numbers by rounding only."""
+
+    parallel: Literal["ddp", "fsdp"] = setting(
+        "ddp",
+        "with torchrun: every process holds all weights, or a share of them",
+        may_change=True,
+    )
+    recompute: bool = setting(
+        False, "compute blocks again going backward instead of keeping them", may_change=True
+    )
+    compile: bool = setting(False, "translate the network with torch.compile", may_change=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Scoring the averaged student while it trains."""
+
+    every: int = setting(0, "steps between two scores; 0 for none", min=0, may_change=True)
+    per_class: int = setting(
+        50, "pictures of each class, generated and real", min=2, may_change=True
+    )
+    scorer: str = setting(
+        "shapes-scorer", "scoring network that knows the classes", may_change=True
+    )
+    data: str | None = setting(
+        None, "real pictures to compare with; by default data.source", may_change=True
+    )
 
 
 def _falling(final: float, start: float) -> list[Contradiction]:
@@ -86,7 +120,7 @@ def _falling(final: float, start: float) -> list[Contradiction]:
 class OptimConfig:
     """AdamW with a linearly falling rate, and the average of the weights."""
 
-    steps: int = setting(10_000, "updates", min=1)
+    steps: int = setting(10_000, "updates", min=1, may_change=True)
     learning_rate: float = setting(3e-5, "rate at the start", above=0)
     final_learning_rate: float = setting(3e-7, "rate at the end", min=0)
     beta1: float = setting(0.9, "decay of AdamW's first moment", min=0, max=0.999999)
@@ -107,11 +141,19 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillLogConfig:
-    """How often something is written, in steps."""
+    """How often something is written, in steps where nothing else is said."""
 
-    metrics_every: int = setting(10, "a line in metrics.jsonl", min=1)
-    preview_every: int = setting(500, "a grid of pictures; 0 for none", min=0)
-    checkpoint_every: int = setting(500, "a checkpoint to resume from", min=1)
+    metrics_every: int = setting(10, "a line in metrics.jsonl", min=1, may_change=True)
+    preview_every: int = setting(500, "a grid of pictures; 0 for none", min=0, may_change=True)
+    checkpoint_every: int = setting(500, "a checkpoint to resume from", min=1, may_change=True)
+    checkpoint_minutes: float = setting(
+        30, "minutes after which there is a checkpoint anyway", above=0, may_change=True
+    )
+    keep: int = setting(2, "newest checkpoints that stay", min=1, may_change=True)
+    tensorboard: bool = setting(False, "curves for TensorBoard too", may_change=True)
+    wandb: str | None = setting(
+        None, "Weights & Biases project that gets the curves", may_change=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +169,9 @@ class DistillConfig:
     field: FieldConfig = section(FieldConfig, "drifting field")
     step: StepConfig = section(StepConfig, "samples of one step")
     optim: OptimConfig = section(OptimConfig, "optimiser and weight average")
+    compute: ComputeConfig = section(ComputeConfig, "how the devices are used")
     log: DistillLogConfig = section(DistillLogConfig, "how often something is written")
+    eval: EvalConfig = section(EvalConfig, "scoring while it trains")
     seed: int = setting(0, "of everything random in the run", min=0)
     precision: Precision = setting("auto", "of the networks; auto is bf16 where that is fast")
     storage: Storage = setting("float32", "of the student's weights in its file")

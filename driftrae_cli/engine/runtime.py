@@ -1,6 +1,7 @@
 """Where and how computations run: device, precision, and random numbers with an address."""
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -14,22 +15,39 @@ from driftrae_cli.errors import ConfigError
 def pick_device(name: str) -> torch.device:
     """`auto` is CUDA where there is one, the CPU elsewhere; float32 is float32 on both.
 
+    Of several processes on one machine each gets a CUDA device of its own.
+
     Raises:
         ConfigError: the device is not known to torch or not present.
     """
     # Convolutions would round to 10 bits by themselves; matrix products do not.
     torch.backends.cudnn.allow_tf32 = False
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"--device {name}: not a device; use auto, cpu or cuda") from error
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"--device {name}: use auto, cpu or cuda")
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if device.type == "cpu":
+        return device
+    if not torch.cuda.is_available():
         raise ConfigError(f"--device {name}: this machine has no CUDA device; use --device cpu")
+    if "LOCAL_RANK" in os.environ and name == "cuda":
+        device = torch.device("cuda", _own_gpu(int(os.environ["LOCAL_RANK"])))
+        torch.cuda.set_device(device)
     return device
+
+
+def _own_gpu(local_rank: int) -> int:
+    present = torch.cuda.device_count()
+    if local_rank >= present:
+        raise ConfigError(
+            f"torchrun started more processes here than there are CUDA devices ({present}); give "
+            f"--nproc-per-node {present}"
+        )
+    return local_rank
 
 
 def has_fast_bf16(device: torch.device) -> bool:
