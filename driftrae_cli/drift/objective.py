@@ -1,7 +1,8 @@
 """What the generator learns from the drifting field ([D-RAE] eq. 10, arXiv 2606.15553).
 
 Legend: K classes, N gradient-carrying, M detached generated samples, P positives, C tokens,
-D channels, B independent problems (one class, one block of tokens), T temperatures.
+D channels, B independent problems (one class, one block of tokens), T temperatures, G sizes
+of blocks.
 """
 
 from collections.abc import Mapping
@@ -18,45 +19,55 @@ _LENGTH_FLOOR = 1e-4  # of |V| / scale where it is divided by
 
 
 @dataclass(frozen=True)
-class DriftOutput:
-    """One evaluation of the objective.
+class Drift:
+    """The fields of some classes, one per size of blocks, not yet scaled to a pull.
 
     Attributes:
-        loss: scalar to differentiate. With `normalize` other than `none` it is constant by
-            construction.
+        fields: one per size.
+        shape: of the generated samples that they belong to, (K, N, C, D).
+    """
+
+    fields: tuple[Field, ...]
+    shape: torch.Size
+
+    @property
+    def mean_square(self) -> Tensor:
+        """Mean of `(|V| / scale)^2` over problems and samples, [G, T]."""
+        return torch.stack([field.length.square().mean((0, 2)) for field in self.fields])
+
+
+@dataclass(frozen=True)
+class Pull:
+    """What the objective says about some classes.
+
+    Attributes:
+        loss: scalar. With `normalize` other than `none` it is constant by construction.
+        gradient: of the loss with respect to the generated samples, [K, N, C, D].
         metrics: scalar tensors. `field/{size}/{tau}` is the mean of `|V| / scale`, which falls
             as training converges; `neighbours/{size}/{tau}` the effective number of positives
             that a query sees.
     """
 
     loss: Tensor
+    gradient: Tensor
     metrics: Mapping[str, Tensor]
 
 
-def pull_factor(length_BTN: Tensor, normalize: Normalize) -> Tensor:
+def pull_factor(length_BTN: Tensor, normalize: Normalize, mean_square_T: Tensor) -> Tensor:
     """What `V / scale` is multiplied by to become the pull, broadcastable to [B, T, N].
 
     `token` makes every vector one long, `batch` the root mean square over problems and
     samples of one temperature (in coordinates of unit size per channel this is the official
     root mean square over the batch). Both floor the divisor at 1e-4.
+
+    Args:
+        mean_square_T: of the lengths of the whole batch, of which this may be a part.
     """
     if normalize == "token":
         return length_BTN.clamp_min(_LENGTH_FLOOR).reciprocal()
     if normalize == "batch":
-        mean_sq_1T1 = length_BTN.square().mean((0, 2), keepdim=True)
-        return mean_sq_1T1.clamp_min(_LENGTH_FLOOR**2).rsqrt()
+        return mean_square_T[:, None].clamp_min(_LENGTH_FLOOR**2).rsqrt()
     return torch.ones_like(length_BTN)
-
-
-def attach_gradient(value: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
-    """`value`, whose derivative with respect to `x` is `gradient` (of the sum, if not scalar).
-
-    The goals of the drifting loss are stopped, so its gradient is known in closed form and
-    one product replaces a graph per temperature and group size. Leading dimensions of `x`
-    that `value` has are kept apart.
-    """
-    product = gradient * (x - x.detach())
-    return value + product.flatten(value.ndim).sum(-1)
 
 
 class DriftObjective:
@@ -71,20 +82,29 @@ class DriftObjective:
     that divided by `scale`. Several sizes add their losses; each is a mean over its own
     vectors, which makes the gradients of all sizes about equally long.
 
+    The goals are stopped, so the gradient is known in closed form, without a graph. Classes
+    may come one after the other: the loss of all is the mean of theirs.
+
     All arithmetic is in float32 at least, whatever autocast says.
     """
 
     def __init__(self, settings: FieldSettings) -> None:
         self.settings = settings
 
-    def __call__(
+    @property
+    def has_common_unit(self) -> bool:
+        """Whether the pull of a class depends on the fields of all."""
+        return self.settings.normalize == "batch"
+
+    @torch.no_grad()
+    def drift(
         self,
         gen_KNCD: Tensor,
         detached_KMCD: Tensor,
         pos_KPCD: Tensor,
         generator: torch.Generator,
-    ) -> DriftOutput:
-        """Loss and metrics of one step.
+    ) -> Drift:
+        """Fields of some classes.
 
         Args:
             gen_KNCD: generated samples that carry gradient; the queries.
@@ -95,17 +115,27 @@ class DriftObjective:
         Raises:
             ConfigError: a group size that does not tile the square token grid.
         """
-        parts = [gen_KNCD.detach(), detached_KMCD.detach(), pos_KPCD.detach()]
+        parts = [gen_KNCD, detached_KMCD, pos_KPCD]
+        with torch.autocast(gen_KNCD.device.type, enabled=False):
+            fields = [self._field(parts, size, generator) for size in self.settings.group]
+        return Drift(tuple(fields), gen_KNCD.shape)
+
+    @torch.no_grad()
+    def pull(self, drift: Drift, mean_square_GT: Tensor) -> Pull:
+        """Loss, gradient and metrics; the drift is used up.
+
+        Args:
+            mean_square_GT: `Drift.mean_square`, averaged over all classes of the step.
+        """
+        settings = self.settings
         losses, gradients, metrics = [], [], dict[str, Tensor]()
-        with torch.no_grad(), torch.autocast(gen_KNCD.device.type, enabled=False):
-            for size in self.settings.group:
-                field = self._field(parts, size, generator)
-                metrics |= _metrics(field, size, self.settings.temperatures)
-                loss, gradient_BND = mean_loss_(field, self.settings.normalize)
-                losses.append(loss)
-                gradients.append(from_problems(gradient_BND, gen_KNCD.shape, size))
-        loss, gradient = reduce(torch.add, losses), reduce(torch.add, gradients)
-        return DriftOutput(attach_gradient(loss, gen_KNCD.to(gradient.dtype), gradient), metrics)
+        units = zip(drift.fields, settings.group, mean_square_GT, strict=True)
+        for field, size, mean_square_T in units:
+            metrics |= _metrics(field, size, settings.temperatures)
+            loss, gradient_BND = mean_loss_(field, settings.normalize, mean_square_T)
+            losses.append(loss)
+            gradients.append(from_problems(gradient_BND, drift.shape, size))
+        return Pull(reduce(torch.add, losses), reduce(torch.add, gradients), metrics)
 
     def _field(self, parts: list[Tensor], size: GroupSize, generator: torch.Generator) -> Field:
         gen, detached, _ = parts
@@ -120,10 +150,10 @@ class DriftObjective:
         )
 
 
-def mean_loss_(field: Field, normalize: Normalize) -> tuple[Tensor, Tensor]:
+def mean_loss_(field: Field, normalize: Normalize, mean_square_T: Tensor) -> tuple[Tensor, Tensor]:
     """Loss averaged over temperatures, and its gradient [B, N, D]; the field is used up."""
     length_BTN = field.length
-    factor_BTN = pull_factor(length_BTN, normalize)
+    factor_BTN = pull_factor(length_BTN, normalize, mean_square_T)
     loss = (length_BTN * factor_BTN).square().mean()
     # once for V / scale, once because the loss differentiates G / scale
     to_gradient_BTN = factor_BTN * (-2 / length_BTN.numel() / field.unit.square())[:, None, None]

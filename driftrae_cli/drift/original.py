@@ -15,7 +15,7 @@ from torch import Tensor
 
 from driftrae_cli.drift.distances import Units, centred, pairwise_distances
 from driftrae_cli.drift.field import exclude_self_, joint_coefficients
-from driftrae_cli.drift.objective import attach_gradient, pull_factor
+from driftrae_cli.drift.objective import pull_factor
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,23 @@ def original_drift_loss(
         coefficients = joint_coefficients(logits_BTNY, num_negatives, weights_BY)
         V_BTND = coefficients @ samples_BYD.unsqueeze(1) / units.coordinate
         length_BTN = torch.linalg.vector_norm(V_BTND, dim=-1)
-        pull_BND = (V_BTND * pull_factor(length_BTN, "batch").unsqueeze(-1)).sum(1)
+        mean_square_T = length_BTN.square().mean((0, 2))
+        factor_T1 = pull_factor(length_BTN, "batch", mean_square_T)
+        pull_BND = (V_BTND * factor_T1.unsqueeze(-1)).sum(1)
         value_B = pull_BND.square().sum(-1).mean(-1)
         gradient_BND = pull_BND * (-2 / (N * units.coordinate))
     loss_B = attach_gradient(value_B, gen_BND.to(pull_BND.dtype), gradient_BND)
-    return OriginalLoss(loss_B, scale, length_BTN.square().mean((0, 2)))
+    return OriginalLoss(loss_B, scale, mean_square_T)
+
+
+def attach_gradient(value: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
+    """`value`, whose derivative with respect to `x` is `gradient` (of the sum, if not scalar).
+
+    The goals of the drifting loss are stopped, so its gradient is known in closed form.
+    Leading dimensions of `x` that `value` has are kept apart.
+    """
+    product = gradient * (x - x.detach())
+    return value + product.flatten(value.ndim).sum(-1)
 
 
 def _joined(parts: tuple[Tensor, ...], weights: tuple[Tensor | None, ...]) -> Tensor:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from driftrae_cli.errors import ConfigError
 from driftrae_cli.models.layers import (
@@ -149,7 +150,12 @@ class DiTDH(nn.Module):
 
     Parameter and buffer names are those of the released checkpoints. Freshly made, its
     output is zero: modulation and output layers start at zero ([RAE], as in DiT).
+
+    With `recompute` set, what happens inside a block is computed again going backward instead
+    of being kept: less memory for a third more arithmetic.
     """
+
+    recompute: bool = False
 
     def __init__(self, config: DiTDHConfig) -> None:
         super().__init__()
@@ -194,14 +200,24 @@ class DiTDH(nn.Module):
         s_BCD = self.s_embedder(x_BDHW) + self.pos_embed
         depth = self.config.depth[0]
         for block in self.blocks[:depth]:
-            s_BCD = block(s_BCD, condition, self.enc_feat_rope)
+            s_BCD = self._through(block, s_BCD, condition, self.enc_feat_rope)
         # The label reaches the head through the encoder's tokens only.
         token_condition = self.s_projector(F.silu(time[:, None] + s_BCD))
         x_BCD = self.x_embedder(x_BDHW)
         for block in self.blocks[depth:]:
-            x_BCD = block(x_BCD, token_condition, self.dec_feat_rope)
+            x_BCD = self._through(block, x_BCD, token_condition, self.dec_feat_rope)
         outputs_BCD = self.final_layer(x_BCD, token_condition)
         return unpatchify(outputs_BCD, self.config.grid, self.config.patch_size)
+
+    def _through(
+        self, block: nn.Module, x_BCD: Tensor, condition: Tensor, rope: RotaryTable
+    ) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            # Without dropout there are no random numbers to bring back.
+            return checkpoint(
+                block, x_BCD, condition, rope, use_reentrant=False, preserve_rng_state=False
+            )
+        return block(x_BCD, condition, rope)
 
 
 def _xavier(module: nn.Module) -> None:
