@@ -1,22 +1,22 @@
-"""Distillation by drifting: the teacher's copy becomes a one-step generator.
+"""Distillation by drifting: the teacher's copy becomes a one-step generator."""
 
-Legend: K classes in the step, P positives, N gradient-carrying and M detached generated
-samples per class, C tokens, D channels, H, W latent rows and columns.
-"""
-
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from driftrae_cli.data.sampler import ClassIndex, ClassSchedule
+from driftrae_cli.data.sampler import ClassIndex
 from driftrae_cli.drift.groups import block_shape
 from driftrae_cli.drift.objective import DriftObjective
 from driftrae_cli.engine.build import DistillConfig, field_settings, loop_settings
+from driftrae_cli.engine.class_match import labels_for, some_of
+from driftrae_cli.engine.distill_step import DriftDistillation
+from driftrae_cli.engine.fit import micro_batch_for
 from driftrae_cli.engine.latent_data import OpenData, check_data_exists, open_data, prepare_latents
-from driftrae_cli.engine.latent_feeds import Feed
 from driftrae_cli.engine.load import (
     FlowCheckpoint,
     check_latents,
@@ -27,149 +27,25 @@ from driftrae_cli.engine.load import (
     own_autoencoder,
     portable_reference,
 )
-from driftrae_cli.engine.obtain import obtain
+from driftrae_cli.engine.obtain import obtain, own_header
+from driftrae_cli.engine.parallel import is_shared_out, shard, whole
+from driftrae_cli.engine.phases import Phases, unmeasured
 from driftrae_cli.engine.pictures import save_grid
 from driftrae_cli.engine.report import Reporter
 from driftrae_cli.engine.rundir import open_run
-from driftrae_cli.engine.runtime import generator, network_precision, pick_device
 from driftrae_cli.engine.sample import LatentGenerator, generate_pictures
-from driftrae_cli.engine.train import StepOutput, train
+from driftrae_cli.engine.step_plan import Counts, StepPlan, check_shares
+from driftrae_cli.engine.train import Watchers, train
+from driftrae_cli.engine.world import World
 from driftrae_cli.errors import ConfigError
+from driftrae_cli.hub import LocalFile
 from driftrae_cli.models.ditdh import DiTDH
-from driftrae_cli.models.generator import OneStepGenerator
 from driftrae_cli.models.rae import RAE
 from driftrae_cli.models.weights import save_model
 
+_STEPS = "steps"  # header entry of a student: updates that it has had
 _PREVIEWS_PER_CLASS = 8
 _PREVIEW_CLASSES = 10
-_NAMED = 10  # classes that a message names
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Samples of one step ([D-RAE] Table 8): classes, and per class the three kinds.
-
-    `micro_batch` is how many generated latents, of all classes, are in the network at once;
-    None is all. It changes memory and rounding, nothing else.
-    """
-
-    classes: int
-    positives: int
-    grad_negatives: int
-    detached_negatives: int
-    micro_batch: int | None = None
-
-
-def to_tokens(latents: Tensor) -> Tensor:
-    """[..., D, H, W] -> [..., C, D] with C = H * W in row-major order."""
-    return latents.flatten(-2).transpose(-1, -2)
-
-
-class StepPlan:
-    """Which classes and which real samples each step sees; a pure function of the seed."""
-
-    def __init__(self, index: ClassIndex, counts: Counts, seed: int) -> None:
-        self._index, self._counts, self._seed = index, counts, seed
-        self._schedule = ClassSchedule(
-            len(index.rows), counts.classes, lambda number: generator(seed, "classes", number)
-        )
-
-    def classes(self, step: int) -> list[int]:
-        """The K classes of a step."""
-        return self._schedule.at(step)
-
-    def rows(self, step: int) -> Tensor:
-        """Rows of its positives, class by class, [K * P]."""
-        drawn = [
-            self._index.draw(
-                label, self._counts.positives, generator(self._seed, "positives", step, label)
-            )
-            for label in self.classes(step)
-        ]
-        return torch.cat(drawn)
-
-
-class DriftDistillation:
-    """One step of [D-RAE] §3: real latents against generated ones, class by class."""
-
-    def __init__(
-        self,
-        student: DiTDH,
-        plan: StepPlan,
-        positives: Feed,
-        drift: DriftObjective,
-        counts: Counts,
-        *,
-        seed: int,
-        device: torch.device,
-        precision: str,
-    ) -> None:
-        self.model = student.eval()
-        self._generate = OneStepGenerator(student)
-        self._plan, self._positives = plan, positives
-        self._drift, self._counts = drift, counts
-        self._seed, self._device, self._precision = seed, device, precision
-
-    def __call__(self, step: int) -> StepOutput:
-        n = self._counts
-        classes = self._plan.classes(step)
-        positives = self._positives(step)
-        pos_KPCD = to_tokens(positives).unflatten(0, (n.classes, n.positives))
-        shape = positives.shape[1:]
-        noise = torch.stack([self._noise(step, label, shape) for label in classes])
-        z_grad, z_detached = noise.split([n.grad_negatives, n.detached_negatives], dim=1)
-        samples = n.classes * n.grad_negatives
-        replayed = n.micro_batch is not None and n.micro_batch < samples
-        with torch.no_grad():
-            detached_KMCD = self._tokens(z_detached, classes)
-        with torch.set_grad_enabled(not replayed):
-            gen_KNCD = self._tokens(z_grad, classes)
-        output = self._drift(
-            gen_KNCD.requires_grad_(),
-            detached_KMCD,
-            pos_KPCD,
-            generator(self._seed, "perturbation", step),
-        )
-        if not replayed:
-            return StepOutput(output.loss, output.metrics, samples)
-        (gradient,) = torch.autograd.grad(output.loss, gen_KNCD)
-        return StepOutput(
-            output.loss.detach(),
-            output.metrics,
-            samples,
-            lambda: self._replay(z_grad, classes, gradient),
-        )
-
-    def _replay(self, z_KNDHW: Tensor, classes: list[int], gradient_KNCD: Tensor) -> None:
-        """Generate the same samples again, few at a time, and send their gradient back.
-
-        The field's targets are behind a stop-gradient, so the derivative by each sample is
-        known before anything is differentiated: this is the same gradient in less memory.
-        """
-        rest_BCD = gradient_KNCD.flatten(0, 1)
-        for tokens_BCD in self._parts(z_KNDHW, classes):
-            part_BCD, rest_BCD = rest_BCD.tensor_split([len(tokens_BCD)])
-            tokens_BCD.backward(part_BCD)
-
-    def _noise(self, step: int, label: int, shape: torch.Size) -> Tensor:
-        """Noise of all samples of a class; drawn where it is used, as it is a lot."""
-        count = self._counts.grad_negatives + self._counts.detached_negatives
-        rng = generator(self._seed, "noise", step, label, device=self._device)
-        return torch.randn((count, *shape), generator=rng, device=self._device)
-
-    def _tokens(self, z_KNDHW: Tensor, classes: list[int]) -> Tensor:
-        """Generated latents as tokens, [K, N, C, D] float32."""
-        return torch.cat(list(self._parts(z_KNDHW, classes))).unflatten(0, z_KNDHW.shape[:2])
-
-    def _parts(self, z_KNDHW: Tensor, classes: list[int]) -> Iterator[Tensor]:
-        """The same in micro-batches of all classes, [B, C, D]."""
-        z_BDHW = z_KNDHW.flatten(0, 1)
-        y_B = torch.tensor(classes, device=self._device).repeat_interleave(z_KNDHW.shape[1])
-        size = self._counts.micro_batch or max(1, len(z_BDHW))
-        for z, y in zip(z_BDHW.split(size), y_B.split(size), strict=True):
-            with network_precision(self._device, self._precision):
-                latents = self._generate(z, y)
-            yield to_tokens(latents.float())
 
 
 @dataclass(frozen=True)
@@ -191,47 +67,58 @@ class DistillResult:
     already_finished: bool
 
 
-def labels_for(teacher: tuple[str, ...], data: OpenData) -> Tensor:
-    """Labels of the data's rows as the teacher counts its classes, [N].
+@dataclass(frozen=True)
+class Opened:
+    """Models and data of a recipe, which suit each other.
 
-    Classes are matched by name; where the data only numbers them, number k is the teacher's k.
+    Attributes:
+        flow: the teacher, whose weights become the student's.
+        rae_reference: of the autoencoder, as it was found.
+        weights: files that were read.
+        labels: of the data's rows, as the teacher counts its classes.
+    """
+
+    config: DistillConfig
+    flow: FlowCheckpoint
+    rae: RAE
+    rae_reference: str
+    weights: Mapping[str, LocalFile]
+    data: OpenData
+    labels: Tensor
+
+
+def open_recipe(config: DistillConfig, world: World, reporter: Reporter) -> Opened:
+    """Load what a recipe names and check that it fits together. Collective.
 
     Raises:
-        ConfigError: the two do not have the same classes.
+        DriftraeError: a setting or file that stops the run; the text says what to do.
     """
-    names = data.class_names
-    if len(names) == len(teacher) and data.numbered:
-        return data.labels
-    both = set(names) & set(teacher)
-    lacking = [name for name in teacher if name not in both]
-    unknown = [name for name in names if name not in both]
-    if data.numbered or lacking or unknown:
-        raise ConfigError(_different_classes(data, len(teacher), lacking, unknown))
-    number = {name: label for label, name in enumerate(teacher)}
-    return torch.tensor([number[name] for name in names])[data.labels]
+    check_shares(config.step.classes, world.size)
+    check_data_exists(config.data)
+    # One process downloads and converts; the others find it in the cache.
+    world.on_main(lambda: _fetch(config.teacher, reporter))
+    shared_out = config.compute.parallel == "fsdp" and world.size > 1
+    near = torch.device("cpu") if shared_out else world.device
+    flow = load_flow(config.teacher, near, reporter)
+    if flow.role != "teacher":
+        raise ConfigError(f"teacher: {config.teacher} is a {flow.role}; give a flow teacher")
+    rae_reference = config.rae or own_autoencoder(config.teacher, flow)
+    world.on_main(lambda: _fetch(rae_reference, reporter))
+    rae = load_rae(rae_reference, world.device, reporter)
+    check_latents(flow, rae)
+    weights = {
+        "teacher": model_file(config.teacher, reporter),
+        "rae": obtain(rae_reference, reporter),
+    }
+    data = open_data(config.data, rae)
+    labels = labels_for(flow.class_names, data)
+    _, H, W = rae.latent_shape
+    _check_counts(config, len(flow.class_names), H * W)
+    return Opened(config, flow, rae, rae_reference, weights, data, labels)
 
 
-def _different_classes(data: OpenData, teacher: int, lacking: list[str], unknown: list[str]) -> str:
-    lines = [
-        f"data.source: {data.source} has {len(data.class_names)} classes, the teacher {teacher}"
-    ]
-    if data.numbered:
-        lines[0] += ", and without names only equally many can be matched"
-    else:
-        lines[0] += f"; only in the data: {_some(unknown)}; only in the teacher: {_some(lacking)}"
-        lines.append(
-            "If they are the same classes, rename the class folders, or say which is which with "
-            "data.class_map."
-        )
-    lines.append(
-        "A teacher for classes of your own: driftrae pretrain own-data-pretrain "
-        f"--data {data.source} --set teacher.init=<this teacher>"
-    )
-    return "\n".join(lines)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "") if names else "none"
+def _fetch(reference: str, reporter: Reporter) -> None:
+    model_file(reference, reporter)
 
 
 def _check_counts(config: DistillConfig, classes: int, tokens: int) -> None:
@@ -249,99 +136,169 @@ def _tell_small_classes(
 ) -> None:
     small = index.smaller_than(positives)
     if small:
-        shown = _some([f"{names[label]} ({len(index.rows[label])})" for label in small])
+        shown = some_of([f"{names[label]} ({len(index.rows[label])})" for label in small])
         reporter.message(
             f"{len(small)} of {len(names)} classes have fewer pictures than step.positives "
             f"({positives}), which therefore repeat: {shown}"
         )
 
 
-def distill(config: DistillConfig, out: Path, *, reporter: Reporter, device: str) -> DistillResult:
+@dataclass(frozen=True)
+class Task:
+    """What is trained, and where its averaged weights are kept."""
+
+    objective: DriftDistillation
+    average: DiTDH
+
+
+@contextmanager
+def opened_task(
+    opened: Opened, world: World, reporter: Reporter, phases: Phases = unmeasured
+) -> Iterator[Task]:
+    """The training task of a recipe; what reads its data ahead ends with the context.
+
+    Collective. The teacher's own weights are trained: no second copy of them is kept.
+    """
+    config, flow, rae = opened.config, opened.flow, opened.rae
+    latents = prepare_latents(
+        opened.data,
+        opened.labels,
+        flow.class_names,
+        config.data,
+        rae,
+        world.device,
+        config.precision,
+        reporter,
+    )
+    index = ClassIndex.of(latents.labels, flow.class_names)
+    if world.is_main:
+        _tell_small_classes(index, flow.class_names, config.step.positives, reporter)
+    micro_batch = micro_batch_for(config, flow.model, rae, world)
+    counts = Counts(**{**vars(config.step), "micro_batch": micro_batch})
+    plan = StepPlan(index, counts, config.seed, world.rank, world.size)
+    student, average = _student(opened, world)
+    with latents.feed(plan.rows, config.optim.steps * plan.classes_here) as positives:
+        objective = DriftDistillation(
+            student,
+            plan,
+            positives,
+            DriftObjective(field_settings(config.field)),
+            counts,
+            seed=config.seed,
+            precision=config.precision,
+            world=world,
+            class_names=flow.class_names,
+            phases=phases,
+        )
+        yield Task(objective, average)
+
+
+def _student(opened: Opened, world: World) -> tuple[DiTDH, DiTDH]:
+    """The network to train and one for its averaged weights."""
+    compute, student = opened.config.compute, opened.flow.model
+    average = deepcopy(student).requires_grad_(False).eval()
+    if compute.parallel == "fsdp" and world.size > 1:
+        for model in (student, average):
+            shard(model, model.blocks, world)
+    student.recompute = compute.recompute
+    if compute.compile:
+        student.compile()
+    return student, average
+
+
+def distill(config: DistillConfig, out: Path, *, reporter: Reporter, world: World) -> DistillResult:
     """Run or resume the distillation that `config` describes in the directory `out`.
+
+    Collective; the main process writes.
 
     Raises:
         DriftraeError: a setting, file or number that stops the run; the text says what to do.
     """
-    where = pick_device(device)
-    check_data_exists(config.data)
-    flow = load_flow(config.teacher, where, reporter)
-    if flow.role != "teacher":
-        raise ConfigError(f"teacher: {config.teacher} is a {flow.role}; give a flow teacher")
-    rae_reference = config.rae or own_autoencoder(config.teacher, flow)
-    rae = load_rae(rae_reference, where, reporter)
-    check_latents(flow, rae)
-    weights = {
-        "teacher": model_file(config.teacher, reporter),
-        "rae": obtain(rae_reference, reporter),
-    }
-    data = open_data(config.data, rae)
-    labels = labels_for(flow.class_names, data)
-    _, H, W = rae.latent_shape
-    _check_counts(config, len(flow.class_names), H * W)
-    with open_run(out, config, weights, where, data.fingerprint):
-        return _Run(config, out, flow, rae, rae_reference, reporter, where).distill(data, labels)
+    opened = open_recipe(config, world, reporter)
+    with ExitStack() as stack:
+        run = open_run(out, config, opened.weights, world, opened.data.fingerprint, reporter)
+        world.on_main(lambda: stack.enter_context(run))
+        return _Run(opened, out, reporter, world).distill()
 
 
 @dataclass(frozen=True)
 class _Run:
     """What the parts of a distillation need."""
 
-    config: DistillConfig
+    opened: Opened
     out: Path
-    flow: FlowCheckpoint
-    rae: RAE
-    rae_reference: str
     reporter: Reporter
-    device: torch.device
+    world: World
 
-    def distill(self, data: OpenData, labels: Tensor) -> DistillResult:
+    def distill(self) -> DistillResult:
         student_file, grid = self.out / "student.safetensors", self.out / "samples.png"
-        steps = self.config.optim.steps
-        if student_file.exists():
-            return DistillResult(str(self.out), str(student_file), str(grid), steps, True)
-        averaged = self._train(data, labels)
-        self._preview(grid, averaged)
-        autoencoder = portable_reference(self.rae_reference, self.out)
-        flow = self.flow
-        metadata = flow_metadata("student", autoencoder, flow.shift, flow.class_names, flow.licence)
-        half = self.config.storage == "float16"
-        save_model(student_file, averaged, "ditdh", averaged.config, metadata, half=half)
-        return DistillResult(str(self.out), str(student_file), str(grid), steps, False)
+        steps = self.opened.config.optim.steps
+        finished = self.world.on_main(lambda: _steps_of(student_file)) == steps
+        if not finished:
+            averaged = self._train()
+            self._preview(grid, averaged)
+            self._export(student_file, averaged, {_STEPS: str(steps)})
+        return DistillResult(str(self.out), str(student_file), str(grid), steps, finished)
 
-    def _train(self, data: OpenData, labels: Tensor) -> DiTDH:
-        config, names = self.config, self.flow.class_names
-        latents = prepare_latents(
-            data, labels, names, config.data, self.rae, self.device, config.precision, self.reporter
-        )
-        index = ClassIndex.of(latents.labels, names)
-        _tell_small_classes(index, names, config.step.positives, self.reporter)
-        counts = Counts(**vars(config.step))
-        plan = StepPlan(index, counts, config.seed)
-        loop = loop_settings(config.optim, config.log)
-        with latents.feed(plan.rows, loop.steps) as positives:
-            task = DriftDistillation(
-                self.flow.model,
-                plan,
-                positives,
-                DriftObjective(field_settings(config.field)),
-                counts,
-                seed=config.seed,
-                device=self.device,
-                precision=config.precision,
-            )
+    def _train(self) -> DiTDH:
+        config = self.opened.config
+        loop = loop_settings(config.optim, config.log, config.eval)
+        with opened_task(self.opened, self.world, self.reporter) as task:
             return train(
-                task, loop, self.out, self.reporter, phase="distilling", preview=self._step_preview
+                task.objective,
+                loop,
+                self.out,
+                self.reporter,
+                world=self.world,
+                phase="distilling",
+                watchers=Watchers(preview=self._step_preview),
+                average=task.average,
             )
+
+    def _export(self, file: Path, averaged: DiTDH, entries: Mapping[str, str]) -> None:
+        """Write a student. Collective."""
+        opened, flow = self.opened, self.opened.flow
+        model = _gathered(averaged)
+        if not self.world.is_main:
+            return
+        autoencoder = portable_reference(opened.rae_reference, self.out)
+        metadata = flow_metadata("student", autoencoder, flow.shift, flow.class_names, flow.licence)
+        half = opened.config.storage == "float16"
+        save_model(file, model, "ditdh", model.config, {**metadata, **entries}, half=half)
 
     def _step_preview(self, step: int, model: DiTDH) -> None:
         self._preview(self.out / "previews" / f"step-{step:07d}.png", model)
 
     def _preview(self, path: Path, model: DiTDH) -> None:
-        """A grid from fixed noise, one row per class."""
-        shown = replace(self.flow, model=model, role="student")
-        make = LatentGenerator(shown, self.rae.latent_shape, 1, self.device)
-        classes = range(min(_PREVIEW_CLASSES, len(self.flow.class_names)))
+        """A grid from fixed noise, one row per class. Collective if the model is shared out."""
+        if not (self.world.is_main or is_shared_out(model)):
+            return
+        flow, rae = self.opened.flow, self.opened.rae
+        shown = replace(flow, model=model, role="student")
+        make = LatentGenerator(shown, rae.latent_shape, 1, self.world.device)
+        classes = range(min(_PREVIEW_CLASSES, len(flow.class_names)))
         labels = [label for label in classes for _ in range(_PREVIEWS_PER_CLASS)]
         indices = list(range(_PREVIEWS_PER_CLASS)) * len(classes)
-        batches = generate_pictures(make, self.rae, labels, indices, self.config.seed, len(labels))
-        save_grid(path, torch.cat(list(batches)), _PREVIEWS_PER_CLASS)
+        seed = self.opened.config.seed
+        batches = list(generate_pictures(make, rae, labels, indices, seed, len(labels)))
+        if self.world.is_main:
+            save_grid(path, torch.cat(batches), _PREVIEWS_PER_CLASS)
+
+
+def _steps_of(student: Path) -> int | None:
+    """Updates that a finished student has had; None where there is none."""
+    if not student.exists():
+        return None
+    steps = (own_header(student) or {}).get(_STEPS, "")
+    return int(steps) if steps.isdigit() else None
+
+
+def _gathered(model: DiTDH) -> DiTDH:
+    """The same with whole weights. Collective if the model is shared out."""
+    if not is_shared_out(model):
+        return model
+    with torch.device("meta"):
+        gathered = DiTDH(model.config)
+    tensors = {name: whole(tensor) for name, tensor in model.state_dict().items()}
+    gathered.load_state_dict(tensors, assign=True)
+    return gathered

@@ -22,6 +22,7 @@ from driftrae_cli.engine.latent_feeds import (
 )
 from driftrae_cli.engine.latents import ENCODING_BATCH, LatentSet, encoded, encoding_settings
 from driftrae_cli.engine.report import Reporter
+from driftrae_cli.engine.world import processes_here
 from driftrae_cli.errors import ConfigError, DataError
 from driftrae_cli.models.rae import RAE
 
@@ -173,8 +174,10 @@ def decode_workers(wanted: int | None, pictures: int) -> int:
     """Processes that decode pictures; a few pictures are not worth starting any."""
     if wanted is not None:
         return wanted
+    if pictures <= 4 * ENCODING_BATCH:
+        return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(cores or 1, _MOST_WORKERS) if pictures > 4 * ENCODING_BATCH else 0
+    return max(1, min((cores or 1) // processes_here(), _MOST_WORKERS))
 
 
 def prepare_latents(

@@ -1,7 +1,8 @@
-"""Giving each training step its real latents: from memory, from a cache, or from pictures.
+"""Giving training its real latents: from memory, from a cache, or from pictures.
 
-All three give the rows that a step asks for, as [n, D, H, W] float32 on the device. Which
-rows those are is known in advance, so that what takes time is done before it is asked for.
+Latents are drawn in numbered portions: all of a step, or those of one class. All three sources
+give the rows of a draw as [n, D, H, W] float32 on the device. Which rows those are is known
+in advance, so that what takes time is done before it is asked for.
 """
 
 import math
@@ -24,15 +25,17 @@ from driftrae_cli.models.rae import RAE
 
 _STREAM_BATCH = 64  # pictures that one worker decodes, and the encoder takes, at a time
 
+_DRAWS_AHEAD = 4  # that are decoded, or waiting for it, while one is encoded
+
 RowsAt = Callable[[int], Tensor]
-"""The rows of a step: a pure function of its number; each step has equally many."""
+"""The rows of a draw: a pure function of its number; each draw has equally many."""
 
 
 class Feed(Protocol):
-    """Gives each step its latents."""
+    """Gives the latents of one draw after the other."""
 
-    def __call__(self, step: int) -> Tensor:
-        """Latents of the step's rows, [n, D, H, W] float32 on the device."""
+    def __call__(self, number: int) -> Tensor:
+        """Latents of the draw's rows, [n, D, H, W] float32 on the device."""
 
 
 class LatentData(Protocol):
@@ -42,8 +45,8 @@ class LatentData(Protocol):
     def labels(self) -> Tensor: ...
     @property
     def class_names(self) -> tuple[str, ...]: ...
-    def feed(self, rows_at: RowsAt, steps: int) -> AbstractContextManager[Feed]:
-        """Latents for the steps before `steps`; what works ahead ends with the context."""
+    def feed(self, rows_at: RowsAt, draws: int) -> AbstractContextManager[Feed]:
+        """Latents for the draws before number `draws`; what works ahead ends with the context."""
 
 
 @dataclass(frozen=True)
@@ -62,23 +65,30 @@ class MemoryLatents:
         return self.content.class_names
 
     @contextmanager
-    def feed(self, rows_at: RowsAt, steps: int) -> Iterator[Feed]:
-        yield lambda step: self.content.latents[rows_at(step)].to(self.device)
+    def feed(self, rows_at: RowsAt, draws: int) -> Iterator[Feed]:
+        def read(number: int) -> Tensor:
+            return self.content.latents[rows_at(number)]
+
+        if self.device.type != "cuda":
+            yield read
+            return
+        with _brought_near(read, draws, self.device) as feed:
+            yield feed
 
 
 class _Ahead:
-    """Computes the latents of a step in a thread while the step before trains."""
+    """Computes the latents of a draw in a thread while the draw before is trained on."""
 
-    def __init__(self, compute: Callable[[int], Tensor], steps: int) -> None:
-        self._compute, self._steps = compute, steps
+    def __init__(self, compute: Callable[[int], Tensor], draws: int) -> None:
+        self._compute, self._draws = compute, draws
         self._thread = ThreadPoolExecutor(1)
         self._ahead: dict[int, Future[Tensor]] = {}
 
-    def __call__(self, step: int) -> Tensor:
-        latents = self._ahead.pop(step, None) or self._thread.submit(self._compute, step)
+    def __call__(self, number: int) -> Tensor:
+        latents = self._ahead.pop(number, None) or self._thread.submit(self._compute, number)
         ready = latents.result()
-        if step + 1 < self._steps:
-            self._ahead[step + 1] = self._thread.submit(self._compute, step + 1)
+        if number + 1 < self._draws:
+            self._ahead[number + 1] = self._thread.submit(self._compute, number + 1)
         return ready
 
     def close(self) -> None:
@@ -86,9 +96,23 @@ class _Ahead:
         self._thread.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def _brought_near(
+    read: Callable[[int], Tensor], draws: int, device: torch.device
+) -> Iterator[Feed]:
+    """Reads ahead; on CUDA into memory from where copying does not hold up the processor."""
+    pinned = device.type == "cuda"
+
+    def prepare(number: int) -> Tensor:
+        return read(number).pin_memory() if pinned else read(number)
+
+    with closing(_Ahead(prepare, draws)) as ahead:
+        yield lambda number: ahead(number).to(device, non_blocking=pinned)
+
+
 @dataclass(frozen=True)
 class CachedLatents:
-    """Latents in files, read during the step before."""
+    """Latents in files, read during the draw before."""
 
     cache: LatentCache
     labels: Tensor
@@ -96,9 +120,12 @@ class CachedLatents:
     device: torch.device
 
     @contextmanager
-    def feed(self, rows_at: RowsAt, steps: int) -> Iterator[Feed]:
-        with closing(_Ahead(lambda step: self.cache.read(rows_at(step)), steps)) as ahead:
-            yield lambda step: ahead(step).to(self.device)
+    def feed(self, rows_at: RowsAt, draws: int) -> Iterator[Feed]:
+        def read(number: int) -> Tensor:
+            return self.cache.read(rows_at(number))
+
+        with _brought_near(read, draws, self.device) as feed:
+            yield feed
 
 
 @dataclass(frozen=True)
@@ -106,7 +133,7 @@ class StreamedLatents:
     """Latents of pictures that are decoded by worker processes and encoded for each step.
 
     Memory and caches hold what the encoder gives in float32. Here it runs in the precision of
-    the training, as it encodes anew in every step.
+    the training, as it encodes anew every time.
 
     Attributes:
         pictures: the data set.
@@ -129,13 +156,13 @@ class StreamedLatents:
     bad: BadFiles
 
     @contextmanager
-    def feed(self, rows_at: RowsAt, steps: int) -> Iterator[Feed]:
-        with closing(_Stream(self, rows_at, steps)) as stream:
+    def feed(self, rows_at: RowsAt, draws: int) -> Iterator[Feed]:
+        with closing(_Stream(self, rows_at, draws)) as stream:
             if self.device.type != "cuda":
                 yield stream  # the processor is busy with the training; workers decode ahead
                 return
-            with closing(_Ahead(stream, steps)) as ahead:
-                yield lambda step: _taken_over(ahead(step))
+            with closing(_Ahead(stream, draws)) as ahead:
+                yield lambda number: _taken_over(ahead(number))
 
 
 def _taken_over(latents: Tensor) -> Tensor:
@@ -145,23 +172,23 @@ def _taken_over(latents: Tensor) -> Tensor:
 
 
 class _Stream:
-    """Encodes the steps one after the other; on CUDA on a stream of its own."""
+    """Encodes one draw after the other; on CUDA on a stream of its own."""
 
-    def __init__(self, data: StreamedLatents, rows_at: RowsAt, steps: int) -> None:
-        self._data, self._rows_at, self._steps = data, rows_at, steps
+    def __init__(self, data: StreamedLatents, rows_at: RowsAt, draws: int) -> None:
+        self._data, self._rows_at, self._draws = data, rows_at, draws
         self._batches: Generator[tuple[Tensor, list[int]], None, None] | None = None
-        self._next = -1  # the step whose pictures come next
+        self._next = -1  # the draw whose pictures come next
         self._side = torch.cuda.Stream(data.device) if data.device.type == "cuda" else None
         if self._side:
             # The encoder's weights may still be on their way.
             self._side.wait_stream(torch.cuda.current_stream(data.device))
 
-    def __call__(self, step: int) -> Tensor:
-        """Latents of a step, ready for any stream."""
-        if step != self._next:
-            self._start_at(step)
+    def __call__(self, number: int) -> Tensor:
+        """Latents of a draw, ready for any stream."""
+        if number != self._next:
+            self._start_at(number)
         assert self._batches, "a stream has been started"
-        data, rows = self._data, self._rows_at(step)
+        data, rows = self._data, self._rows_at(number)
         count = math.ceil(len(rows) / _STREAM_BATCH)
         pictures = (self._near(images) for images, _ in islice(self._batches, count))
         with (
@@ -186,20 +213,20 @@ class _Stream:
         if self._batches:
             self._batches.close()
 
-    def _start_at(self, step: int) -> None:
+    def _start_at(self, number: int) -> None:
         self.close()
         data = self._data
-        self._next = step
+        self._next = number
         self._batches = read_batches(
             data.pictures,
-            self._wanted(step),
+            self._wanted(number),
             workers=data.workers,
-            ahead=math.ceil(len(self._rows_at(step)) / _STREAM_BATCH),
+            ahead=_DRAWS_AHEAD * math.ceil(len(self._rows_at(number)) / _STREAM_BATCH),
             substitute=True,
             bad=data.bad,
         )
 
     def _wanted(self, start: int) -> Iterator[list[int]]:
-        for step in range(start, self._steps):
-            for rows in self._rows_at(step).split(_STREAM_BATCH):
+        for number in range(start, self._draws):
+            for rows in self._rows_at(number).split(_STREAM_BATCH):
                 yield rows.tolist()

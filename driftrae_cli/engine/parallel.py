@@ -4,12 +4,15 @@ Checkpoints hold whole tensors, so that a run may go on with another number of p
 the other way of sharing.
 """
 
+import warnings
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from driftrae_cli.engine.world import World
 
@@ -20,6 +23,8 @@ def shard(model: nn.Module, blocks: Iterable[nn.Module], world: World) -> None:
     Args:
         blocks: parts of `model` whose weights are gathered together.
     """
+    # Nobody adds to the network's output in place, of which torch warns in every call.
+    warnings.filterwarnings("ignore", message=".*returned a view tensor", category=UserWarning)
     mesh = init_device_mesh(world.device.type, (world.size,))
     for block in blocks:
         fully_shard(block, mesh=mesh)
@@ -40,3 +45,30 @@ def as_held(tensor: Tensor, like: Tensor) -> Tensor:
     if not isinstance(like, DTensor):
         return near
     return distribute_tensor(near, like.device_mesh, like.placements)
+
+
+def is_shared_out(model: nn.Module) -> bool:
+    """Whether this process holds only a share of the weights."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def averaging_gradients(network: nn.Module, world: World) -> nn.Module:
+    """`network` to call where gradients are wanted: those of all processes are averaged.
+
+    A network that is shared out does so by itself.
+    """
+    if world.size == 1 or is_shared_out(network):
+        return network
+    devices = [world.device] if world.device.type == "cuda" else None
+    return DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
+
+
+def exchanging(network: nn.Module, wanted: bool) -> AbstractContextManager[None]:
+    """Around a forward pass: whether going back through it exchanges gradients.
+
+    Gradients of passes that do not are kept for the next one that does. A network that is
+    shared out exchanges them every time, as it has no room for whole ones.
+    """
+    if isinstance(network, DistributedDataParallel) and not wanted:
+        return network.no_sync()
+    return nullcontext()

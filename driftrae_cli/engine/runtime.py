@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import resource
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -62,10 +64,23 @@ def has_fast_bf16(device: torch.device) -> bool:
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
+def peak_memory(device: torch.device) -> int:
+    """Most bytes that this process has had at once: on CUDA in tensors, else in all."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def uses_bf16(device: torch.device, precision: str) -> bool:
+    """Whether networks run in bf16: by `precision`, where `auto` is bf16 if that is fast."""
+    return precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
+
+
 @contextmanager
 def network_precision(device: torch.device, precision: str) -> Iterator[None]:
     """Context in which networks run: `bf16`, `float32`, or `auto` (bf16 where it is fast)."""
-    use_bf16 = precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
+    use_bf16 = uses_bf16(device, precision)
     with ExitStack() as stack:
         if use_bf16 and device.type == "cpu":
             # The CPU's fused kernel takes ten times as long as plain products going backward.

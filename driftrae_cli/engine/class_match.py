@@ -1,0 +1,55 @@
+"""Which of the data's classes is which of the teacher's."""
+
+import torch
+from torch import Tensor
+
+from driftrae_cli.engine.latent_data import OpenData
+from driftrae_cli.errors import ConfigError
+
+_NAMED = 10  # classes that a message names
+
+
+def labels_for(teacher: tuple[str, ...], data: OpenData) -> Tensor:
+    """Labels of the data's rows as the teacher counts its classes, [N].
+
+    Classes are matched by name; where the data only numbers them, number k is the teacher's k.
+
+    Raises:
+        ConfigError: the two do not have the same classes.
+    """
+    names = data.class_names
+    if len(names) == len(teacher) and data.numbered:
+        return data.labels
+    both = set(names) & set(teacher)
+    lacking = [name for name in teacher if name not in both]
+    unknown = [name for name in names if name not in both]
+    if data.numbered or lacking or unknown:
+        raise ConfigError(_different_classes(data, len(teacher), lacking, unknown))
+    number = {name: label for label, name in enumerate(teacher)}
+    return torch.tensor([number[name] for name in names])[data.labels]
+
+
+def _different_classes(data: OpenData, teacher: int, lacking: list[str], unknown: list[str]) -> str:
+    lines = [
+        f"data.source: {data.source} has {len(data.class_names)} classes, the teacher {teacher}"
+    ]
+    if data.numbered:
+        lines[0] += ", and without names only equally many can be matched"
+    else:
+        lines[0] += (
+            f"; only in the data: {some_of(unknown)}; only in the teacher: {some_of(lacking)}"
+        )
+        lines.append(
+            "If they are the same classes, rename the class folders, or say which is which with "
+            "data.class_map."
+        )
+    lines.append(
+        "A teacher for classes of your own: driftrae pretrain own-data-pretrain "
+        f"--data {data.source} --set teacher.init=<this teacher>"
+    )
+    return "\n".join(lines)
+
+
+def some_of(names: list[str]) -> str:
+    """The first of them, for a message."""
+    return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "") if names else "none"

@@ -1,0 +1,105 @@
+"""Several processes give what one gives, and tell an error once."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import process_tasks
+import pytest
+import torch
+from processes import outcomes, run
+
+from driftrae_cli.engine.step_plan import check_shares
+from driftrae_cli.engine.world import alone
+from driftrae_cli.errors import ConfigError
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_collectives(size: int) -> None:
+    results = run(size, process_tasks.everything)
+    mean = [sum(range(size)) / size, 1.0]
+    squares = [rank**2 for rank in range(size)]
+    assert results == [(size > 1, False, mean, "of 0", squares, "by 0")] * size
+
+
+def _alone(folder: Path, *settings: object) -> list[np.ndarray]:
+    return process_tasks.training(alone(CPU), folder, *settings)  # type: ignore[arg-type]
+
+
+def _assert_same(found: list[np.ndarray], wanted: list[np.ndarray]) -> None:
+    start = [p.detach().numpy() for p in process_tasks.student().parameters()]
+    for a, b, before in zip(found, wanted, start, strict=True):
+        # Single numbers may differ more, as AdamW divides by small gradients.
+        assert np.linalg.norm(a - b) <= 1e-3 * np.linalg.norm(b - before)
+
+
+@pytest.mark.parametrize(
+    ("size", "parallel", "normalize", "micro_batch"),
+    [
+        (2, "ddp", "token", None),
+        (4, "ddp", "token", None),
+        (2, "ddp", "token", 2),
+        (2, "ddp", "token", 3),
+        (2, "ddp", "batch", None),
+        (4, "ddp", "batch", 2),
+        (2, "fsdp", "token", None),
+        (2, "fsdp", "batch", 2),
+        (4, "fsdp", "token", 3),
+    ],
+)
+def test_processes_make_the_update_of_one(
+    tmp_path: Path, size: int, parallel: str, normalize: str, micro_batch: int | None
+) -> None:
+    wanted = _alone(tmp_path / "one", "ddp", normalize, None, 4)
+    found = run(
+        size, process_tasks.training, tmp_path / "many", parallel, normalize, micro_batch, 4
+    )
+    for weights in found:
+        _assert_same(weights, wanted)
+        assert all(map(np.array_equal, weights, found[0]))
+    logs = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("one", "many")]
+    lines = [[json.loads(line) for line in log.splitlines()] for log in logs]
+    assert [line["step"] for line in lines[1]] == [1, 2, 3, 4]
+    assert lines[1][0]["grad_norm"] == pytest.approx(lines[0][0]["grad_norm"], rel=1e-5)
+    for one, many in zip(*lines, strict=True):
+        assert one.keys() == many.keys()
+        for name in ("loss", "grad_norm", "field/1/0.05", "diversity"):
+            assert many[name] == pytest.approx(one[name], rel=1e-3)
+
+
+def test_a_run_goes_on_with_other_processes_and_shares(tmp_path: Path) -> None:
+    """Two hold all weights, then four a share each, then one."""
+    wanted = _alone(tmp_path / "whole", "ddp", "token", None, 6)
+    run(2, process_tasks.training, tmp_path / "parts", "ddp", "token", None, 2)
+    run(4, process_tasks.training, tmp_path / "parts", "fsdp", "token", None, 4)
+    _assert_same(_alone(tmp_path / "parts", "ddp", "token", 2, 6), wanted)
+
+
+def test_the_same_processes_resume_exactly(tmp_path: Path) -> None:
+    whole = run(2, process_tasks.training, tmp_path / "whole", "ddp", "token", 2, 5)
+    run(2, process_tasks.training, tmp_path / "parts", "ddp", "token", 2, 3)
+    resumed = run(2, process_tasks.training, tmp_path / "parts", "ddp", "token", 2, 5)
+    assert all(map(np.array_equal, whole[0], resumed[0]))
+
+
+@pytest.mark.parametrize("task", [process_tasks.main_fails, process_tasks.one_fails])
+def test_an_error_ends_all_and_is_told_once(task) -> None:  # type: ignore[no-untyped-def]
+    texts = [text for failed, text in outcomes(3, task) if failed]
+    raised = sorted(text.splitlines()[-1].partition(":")[0] for text in texts)
+    told, silent = "driftrae_cli.errors.DataError", "driftrae_cli.errors.ToldElsewhereError"
+    assert raised == [told, silent, silent]
+
+
+def test_a_process_that_is_killed_is_missed() -> None:
+    """By one of the others; which have nobody to ask for the reason."""
+    texts = [text for failed, text in outcomes(3, process_tasks.one_is_killed) if failed]
+    assert sum("has ended without a word" in text for text in texts) == 1
+
+
+@pytest.mark.parametrize(("classes", "processes"), [(10, 4), (2, 4), (3, 2)])
+def test_classes_that_cannot_be_shared_out_are_refused(classes: int, processes: int) -> None:
+    with pytest.raises(ConfigError, match=rf"step\.classes: {classes} .* {processes} processes"):
+        check_shares(classes, processes)
+    check_shares(8, 4)
