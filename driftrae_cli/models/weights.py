@@ -140,7 +140,7 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str) -> 
     own = module.state_dict()
     problems = [
         *_missing_lines(own, state),
-        *_listing("unexpected", [n for n in state if n not in own]),
+        *_unexpected_lines(own, state),
         *_listing("of another shape", _misshapen(own, state)),
         *_listing("no floating-point numbers", _no_floats(own, state)),
     ]
@@ -164,14 +164,24 @@ def _shape(tensor: Tensor) -> str:
 
 
 def _missing_lines(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    missing = [name for name in own if name not in state]
-    spare = [name for name in state if name not in own]
+    return _lacking("missing", "the file has", own, state)
+
+
+def _unexpected_lines(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    return _lacking("unexpected", "the network has", state, own)
+
+
+def _lacking(
+    title: str, other: str, names: Mapping[str, Tensor], known: Mapping[str, Tensor]
+) -> list[str]:
+    """Names that are not known, each with a near one that only the other side has."""
+    lacking = [name for name in names if name not in known]
+    spare = [name for name in known if name not in names]
     entries = []
-    for name in missing[:_LISTED]:
+    for name in lacking[:_LISTED]:
         near = difflib.get_close_matches(name, spare, n=1, cutoff=0.75)
-        hint = f" (the file has {near[0]})" if near else ""
-        entries.append(f"{name}{hint}")
-    return _listing("missing", entries, len(missing))
+        entries.append(f"{name} ({other} {near[0]})" if near else name)
+    return _listing(title, entries, len(lacking))
 
 
 def _misshapen(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:

@@ -167,7 +167,7 @@ def test_every_misfit_is_listed_with_shapes_and_near_names():
         "  missing (1):",
         "    0.weight (the file has 0.weihgt)",
         "  unexpected (2):",
-        "    0.weihgt",
+        "    0.weihgt (the network has 0.weight)",
         "    extra",
         "  of another shape (1):",
         "    1.weight (file 5x4, network 2x4)",
