@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from driftrae_cli.errors import OutputError
@@ -11,6 +11,8 @@ from driftrae_cli.errors import OutputError
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` once its bytes are on disk.
+
+    The new name is on disk too when the context ends, where the file system can promise that.
 
     Raises:
         OutputError: the folder is missing, read-only or full; the temporary file is removed.
@@ -21,10 +23,33 @@ def atomic_file(path: Path) -> Iterator[Path]:
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
+        sync_folder(path.parent)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it.
+
+    Raises:
+        OutputError: that is impossible.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made ({error.strerror or error})") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to disk, or a power cut could undo a renaming."""
+    with suppress(OSError):  # some network file systems cannot; the bytes are safe
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,6 +3,8 @@
 import errno
 import functools
 import inspect
+import os
+import sys
 import traceback
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -17,14 +19,17 @@ from driftrae_cli.cli.encode import encode
 from driftrae_cli.cli.eval_fid import eval_fid
 from driftrae_cli.cli.fetch import fetch
 from driftrae_cli.cli.inspect import inspect as inspect_file
+from driftrae_cli.cli.plot import plot
 from driftrae_cli.cli.pretrain import pretrain
 from driftrae_cli.cli.push import push
 from driftrae_cli.cli.sample import sample
 from driftrae_cli.cli.stats import stats
-from driftrae_cli.errors import DriftraeError, OutputError
+from driftrae_cli.cli.status import status
+from driftrae_cli.errors import ConfigError, DriftraeError, OutputError, ToldElsewhereError
 
 _INTERRUPTED = 130  # what shells expect after Ctrl-C
 _RESUMABLE = (distill, encode, fetch, pretrain)
+_SHARED_OUT = (distill,)  # to the processes of `torchrun`
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 _OUT_OF_MEMORY = ("MemoryError", "OutOfMemoryError")  # by name: importing torch takes seconds
 
@@ -89,12 +94,41 @@ def driftrae(
     context.obj = debug
 
 
+def _check_processes(command: Callable[..., None]) -> None:
+    """Refuse to do the same several times over.
+
+    Raises:
+        ConfigError: `torchrun` has started several processes of a command that has no use for
+            them.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and command not in _SHARED_OUT:
+        shared = ", ".join(each.__name__ for each in _SHARED_OUT)
+        raise ConfigError(
+            f"{command.__name__.replace('_', '-')} runs in one process: start it without torchrun "
+            f"(which is for {shared})"
+        )
+
+
+def _tell(message: str, error: BaseException) -> None:
+    """Print an error, unless another process of the run does.
+
+    Once they have joined they agree on it; before, all of a machine come to the same error.
+    """
+    distributed = sys.modules.get("torch.distributed")  # importing it takes seconds
+    joined = distributed is not None and distributed.is_initialized()
+    silent = int(os.environ.get("LOCAL_RANK", "0")) > 0 and not joined
+    if silent or isinstance(error, ToldElsewhereError):
+        return
+    typer.echo(message, err=True)
+
+
 def _translated(command: Callable[..., None]) -> Callable[..., None]:
     """`command` with `--debug`, and with errors turned into a message and an exit code."""
 
     @functools.wraps(command)
     def run(context: typer.Context, debug: bool, **arguments: Any) -> None:
         try:
+            _check_processes(command)
             command(**arguments)
         except (Exception, KeyboardInterrupt) as error:
             explained = explain(error, command in _RESUMABLE)
@@ -103,7 +137,7 @@ def _translated(command: Callable[..., None]) -> Callable[..., None]:
             if debug or context.obj:
                 traceback.print_exception(error)
             message, code = explained
-            typer.echo(message, err=True)
+            _tell(message, error)
             raise typer.Exit(code) from error
 
     # Typer reads the signature: the command's own, the context, and --debug.
@@ -127,7 +161,7 @@ def _translated(command: Callable[..., None]) -> Callable[..., None]:
 
 
 for _command in (
-    *(distill, sample, eval_fid, analyze_latent, pretrain),
+    *(distill, status, plot, sample, eval_fid, analyze_latent, pretrain),
     *(fetch, convert, inspect_file, encode, stats, push),
 ):
     app.command()(_translated(_command))

@@ -57,14 +57,26 @@ def load(reference: str, overrides: Sequence[str], schema: type[Schema]) -> Sche
 
 def dump(instance: Any, *, comments: bool = False) -> str:
     """YAML that `load` reads back as an equal instance; optionally with each field's meaning."""
-    lines = [line for line, _ in _dump_lines(instance, "", comments)]
-    return "\n".join([f"kind: {instance.kind}", *lines]) + "\n"
+    return "\n".join([f"kind: {instance.kind}", *_dump_lines(instance, "", comments)]) + "\n"
 
 
-def decisive(instance: Any) -> list[str]:
-    """Lines of `dump` for the fields that decide the result, which a resumed run must keep."""
-    lines = [line for line, may_change in _dump_lines(instance, "", False) if not may_change]
-    return [f"kind: {instance.kind}", *lines]
+def decisive(instance: Any) -> dict[str, str]:
+    """The fields that decide the result, which a resumed run must keep: dotted path and value."""
+    return {path: text for path, text, may_change in _fields(instance) if not may_change}
+
+
+def changeable(instance: Any) -> list[str]:
+    """Dotted paths of the fields that a resumed run may have otherwise; `section.*` for all."""
+    found = list[str]()
+    for field in dataclasses.fields(instance):
+        value = getattr(instance, field.name)
+        if not dataclasses.is_dataclass(value):
+            found += [field.name] if field.metadata["may_change"] else []
+        elif decisive(value):
+            found += [f"{field.name}.{path}" for path in changeable(value)]
+        else:
+            found.append(f"{field.name}.*")
+    return found
 
 
 def _preset_files() -> dict[str, Any]:
@@ -220,18 +232,26 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _dump_lines(instance: Any, indent: str, comments: bool) -> list[tuple[str, bool]]:
-    """Each line, and whether its field may change when a run is resumed."""
-    lines = list[tuple[str, bool]]()
+def _fields(instance: Any, section: str = "") -> Iterator[tuple[str, str, bool]]:
+    """Dotted path and value of each field, and whether it may change when a run is resumed."""
+    for field in dataclasses.fields(instance):
+        value, path = getattr(instance, field.name), f"{section}{field.name}"
+        if dataclasses.is_dataclass(value):
+            yield from _fields(value, f"{path}.")
+        else:
+            yield path, _dump_value(value), field.metadata["may_change"]
+
+
+def _dump_lines(instance: Any, indent: str, comments: bool) -> list[str]:
+    lines = list[str]()
     for field in dataclasses.fields(instance):
         value, doc = getattr(instance, field.name), field.metadata["doc"]
         comment = f"  # {doc}" if comments else ""
         if dataclasses.is_dataclass(value):
-            lines.append((f"{indent}{field.name}:{comment}", False))
+            lines.append(f"{indent}{field.name}:{comment}")
             lines += _dump_lines(value, indent + "  ", comments)
         else:
-            line = f"{indent}{field.name}: {_dump_value(value)}{comment}"
-            lines.append((line, field.metadata["may_change"]))
+            lines.append(f"{indent}{field.name}: {_dump_value(value)}{comment}")
     return lines
 
 

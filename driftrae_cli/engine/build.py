@@ -7,12 +7,13 @@ here.
 from pathlib import Path
 from typing import Protocol
 
-from driftrae_cli.config.load import decisive, load
+from driftrae_cli.config.load import changeable, decisive, load
 from driftrae_cli.config.load import dump as config_yaml
 from driftrae_cli.config.schema import (
     DataConfig,
     DistillConfig,
     DistillLogConfig,
+    EvalConfig,
     FieldConfig,
     OptimConfig,
     PretrainConfig,
@@ -35,6 +36,7 @@ __all__ = [
     "PretrainConfig",
     "RunConfig",
     "autoencoder_weights",
+    "changeable",
     "config_yaml",
     "decisive",
     "feature_net_config",
@@ -86,9 +88,17 @@ def field_settings(config: FieldConfig) -> FieldSettings:
     )
 
 
-def loop_settings(optim: OptimConfig, log: DistillLogConfig) -> LoopSettings:
+def loop_settings(optim: OptimConfig, log: DistillLogConfig, eval: EvalConfig) -> LoopSettings:
     """The training loop of a distillation."""
-    return LoopSettings(**vars(optim), **vars(log))
+    return LoopSettings(
+        **vars(optim),
+        metrics_every=log.metrics_every,
+        checkpoint_every=log.checkpoint_every,
+        checkpoint_minutes=log.checkpoint_minutes,
+        keep=log.keep,
+        preview_every=log.preview_every,
+        eval_every=eval.every,
+    )
 
 
 def pretrain_loop(phase: PhaseSettings, log: PretrainLogConfig) -> LoopSettings:

@@ -5,6 +5,7 @@ Files of the RAE project are named as in its public configurations (github.com/b
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from driftrae_cli.hub import HUB
 
@@ -53,6 +54,8 @@ class Known:
         encoder, statistics: further parts of an autoencoder.
         input_size: rows and columns of pixels that its encoder sees.
         rae: name of the autoencoder that a teacher belongs to.
+        network: its shape, as the header of a file of ours says it; None if it is not known
+            before the weights are there.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Known:
     statistics: Part | None = None
     input_size: int | None = None
     rae: str | None = None
+    network: Mapping[str, Any] | None = None
 
     @property
     def parts(self) -> Mapping[str, Part]:
@@ -102,6 +106,43 @@ _MAE = Part("facebook/vit-mae-base", "", _APACHE)
 _DECODER = 415_352_704  # ViT-XL for 256 tokens of width 768
 _VARIANCE = 768 * 16 * 16  # of latents; some files of statistics have a mean as well
 
+
+def _ditdh(width: int, depth: int, heads: int, grid: int) -> Mapping[str, Any]:
+    """A DiT-DH with the head that all released ones have, for the classes of ImageNet."""
+    return {
+        "input_size": grid,
+        "in_channels": 768,
+        "hidden_size": (width, 2048),
+        "depth": (depth, 2),
+        "num_heads": (heads, 16),
+        "num_classes": 1000,
+    }
+
+
+def _dinov2_rae(grid: int) -> Mapping[str, Any]:
+    """DINOv2-B with registers, and a decoder ViT-XL of 16 pixels a patch."""
+    encoder = {
+        "width": 768,
+        "depth": 12,
+        "heads": 12,
+        "mlp_ratio": 4.0,
+        "patch_size": 14,
+        "image_size": 14 * grid,
+        "registers": 4,
+        "layer_scale": 1.0,
+    }
+    decoder = {
+        "latent_dim": 768,
+        "width": 1152,
+        "depth": 28,
+        "heads": 16,
+        "mlp_width": 4096,
+        "patch_size": 16,
+        "num_tokens": grid**2,
+    }
+    return {"encoder": encoder, "decoder": decoder, "input_size": 14 * grid, "grid": grid}
+
+
 _ALL = (
     Known(
         "rae-dinov2-b",
@@ -110,6 +151,7 @@ _ALL = (
         encoder=_DINOV2,
         statistics=_rae_file("stats/dinov2/wReg_base/imagenet1k/stat.pt", _VARIANCE),
         input_size=224,
+        network=_dinov2_rae(16),
     ),
     Known(
         "rae-dinov2-b-i512",
@@ -118,6 +160,7 @@ _ALL = (
         encoder=_DINOV2,
         statistics=_rae_file("stats/dinov2/wReg_base/imagenet1k_512/stat.pt", 4 * _VARIANCE),
         input_size=448,
+        network=_dinov2_rae(32),
     ),
     Known(
         "rae-siglip2-b",
@@ -140,18 +183,21 @@ _ALL = (
         "ditdh",
         _rae_file("DiTs/Dinov2/wReg_base/ImageNet256/DiTDH-XL/stage2_model.pt", 838_778_196),
         rae="rae-dinov2-b",
+        network=_ditdh(1152, 28, 16, grid=16),
     ),
     Known(
         "ditdh-s-256",
         "ditdh",
         _rae_file("DiTs/Dinov2/wReg_base/ImageNet256/DiTDH-S_ep14/stage2_model.pt", 196_554_068),
         rae="rae-dinov2-b",
+        network=_ditdh(384, 12, 6, grid=16),
     ),
     Known(
         "ditdh-xl-512",
         "ditdh",
         _rae_file("DiTs/Dinov2/wReg_base/ImageNet512/DiTDH-XL_ep400/stage2_model.pt", 839_970_132),
         rae="rae-dinov2-b-i512",
+        network=_ditdh(1152, 28, 16, grid=32),
     ),
 )
 

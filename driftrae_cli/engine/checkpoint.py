@@ -1,23 +1,25 @@
-"""Training checkpoints: weights, their average and the optimiser in one safetensors file.
+"""Training checkpoints: weights, their average and the optimiser, to resume exactly.
 
-One file, written under another name and then renamed, so that a killed run leaves either
-the old checkpoint or the new one. Random numbers derive from the step, so the step is all
-the state there is beside the tensors.
+Random numbers derive from the step, so the step is all the state there is beside the
+tensors. Files hold whole tensors, however many processes share them.
 """
 
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from driftrae_cli.engine.checkpoint_files import CheckpointWriter, newest_whole, tensors_path
 from driftrae_cli.engine.ema import Network, WeightAverage
+from driftrae_cli.engine.parallel import as_held, whole
+from driftrae_cli.engine.world import World
 from driftrae_cli.errors import WeightsError
-from driftrae_cli.models.weights import load_strict, read_tensors, write_tensors
+from driftrae_cli.models.weights import load_strict, read_tensors
 
-_KEEP = 2  # the newest, and one before it in case the newest is damaged on disk
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -34,6 +36,19 @@ class TrainingState(Generic[Network]):
     model: Network
     average: WeightAverage[Network]
     optimizer: torch.optim.AdamW
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is.
+
+    Attributes:
+        step: updates made.
+        best: lowest score of the averaged network so far.
+    """
+
+    step: int = 0
+    best: float = float("inf")
 
 
 def _optimizer_tensors(state: TrainingState[Network]) -> dict[str, Tensor]:
@@ -54,68 +69,88 @@ def _without_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor
     return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
 
 
-def checkpoint_files(folder: Path) -> list[Path]:
-    """Checkpoints of a run, oldest first."""
-    return sorted(folder.glob("step-*.safetensors"))
+def snapshot(state: TrainingState[Network], world: World) -> dict[str, Tensor]:
+    """Copies of all tensors, whole and in main memory; in the main process only.
 
-
-def save_checkpoint(folder: Path, step: int, state: TrainingState[Network]) -> Path:
-    """Write the state after `step` updates and drop all but the newest two files."""
-    folder.mkdir(parents=True, exist_ok=True)
+    Collective where the weights are shared out.
+    """
     tensors = {
         **_with_prefix("model", state.model.state_dict()),
         **_with_prefix("average", state.average.model.state_dict()),
         **_with_prefix("optimizer", _optimizer_tensors(state)),
     }
-    path = folder / f"step-{step:07d}.safetensors"
-    write_tensors(path, tensors, {"format": "driftrae", "kind": "training", "step": str(step)})
-    for old in checkpoint_files(folder)[:-_KEEP]:
-        old.unlink(missing_ok=True)
-    return path
+    copies = dict[str, Tensor]()
+    for name, tensor in tensors.items():
+        full = whole(tensor.detach())
+        if world.is_main:
+            copies[name] = full.to("cpu", copy=True)
+    return copies
 
 
-def load_latest(folder: Path, state: TrainingState[Network], tell: Callable[[str], None]) -> int:
-    """Restore the newest checkpoint that is whole into `state`.
+def save(
+    writer: CheckpointWriter, progress: Progress, state: TrainingState[Network], world: World
+) -> None:
+    """Hand the state to the writer of the main process. Collective, see `snapshot`."""
+    tensors = snapshot(state, world)
+    if world.is_main:
+        metadata = {
+            "format": "driftrae",
+            "kind": "training",
+            "step": str(progress.step),
+            "best": repr(progress.best),
+        }
+        writer.write(progress.step, tensors, metadata)
+
+
+def load_latest(
+    folder: Path, state: TrainingState[Network], world: World, tell: Callable[[str], None]
+) -> Progress:
+    """Restore the newest checkpoint that is whole, which the main process chooses. Collective.
 
     Args:
         folder: of the checkpoints.
         state: is overwritten.
         tell: hears of a checkpoint that is passed over.
 
-    Returns:
-        Its step, 0 where there is no checkpoint at all.
-
     Raises:
-        WeightsError: all of them are damaged, or belong to another network.
+        WeightsError: all of them are damaged, it belongs to another network, or not all
+            processes see it.
     """
-    files = checkpoint_files(folder)
-    for path in reversed(files):
-        try:
-            return _load(path, state)
-        except WeightsError as error:
-            if path == files[0]:
-                raise WeightsError(
-                    f"{error}\nCannot resume: no checkpoint is left. Choose another --out to "
-                    "start afresh."
-                ) from error
-            tell(f"{error}\nGoing on from the checkpoint before.")
-    return 0
-
-
-def _load(path: Path, state: TrainingState[Network]) -> int:
+    step = world.on_main(lambda: newest_whole(folder, tell))
+    if step == 0:
+        return Progress()
+    path = tensors_path(folder, step)
+    blind = dict.fromkeys(where for where in world.gather(_unless_seen(path)) if where)
+    if blind:
+        raise WeightsError(
+            f"{path}: not there for {', '.join(blind)}, but for the main process. All processes "
+            "need the same run directory: put --out on a file system that they share."
+        )
     tensors, metadata = read_tensors(path)
-    if metadata.get("kind") != "training" or not metadata.get("step", "").isdigit():
-        raise WeightsError(f"{path}: not a training checkpoint of driftrae")
-    source = str(path)
-    load_strict(state.model, _without_prefix("model", tensors), source)
-    load_strict(state.average.model, _without_prefix("average", tensors), source)
+    _restore(state, tensors, str(path))
+    return Progress(step, float(metadata["best"]))
+
+
+def _unless_seen(path: Path) -> str | None:
+    return None if path.exists() else f"the processes on {socket.gethostname()}"
+
+
+def _restore(state: TrainingState[Network], tensors: dict[str, Tensor], source: str) -> None:
+    _load(state.model, _without_prefix("model", tensors), source)
+    _load(state.average.model, _without_prefix("average", tensors), source)
     moments = _without_prefix("optimizer", tensors)
     for name, parameter in state.model.named_parameters():
         if f"{name}.step" in moments:
             state.optimizer.state[parameter] = {
                 moment: _moment(moments, name, moment, parameter, source) for moment in _MOMENTS
             }
-    return int(metadata["step"])
+
+
+def _load(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    own = module.state_dict()
+    fitting = {k: v for k, v in own.items() if k in state and state[k].shape == v.shape}
+    held = {name: as_held(state[name], like) for name, like in fitting.items()}
+    load_strict(module, {**state, **held}, source)
 
 
 def _moment(
@@ -124,5 +159,7 @@ def _moment(
     key = f"{name}.{moment}"
     if key not in moments:
         raise WeightsError(f"{source}: the optimiser state lacks {key}")
-    # The fused AdamW counts its steps on the parameter's device too.
-    return moments[key].to(device=parameter.device, copy=True)
+    if moment == "step":  # the fused AdamW counts its steps on the parameter's device too
+        return moments[key].to(device=parameter.device, copy=True)
+    # What was read may be a view of the file, which is removed one day.
+    return as_held(moments[key], parameter.detach()).clone()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from driftrae_cli.drift.objective import Drift, DriftObjective
+from driftrae_cli.engine.class_match import some_of
 from driftrae_cli.engine.latent_feeds import Feed
 from driftrae_cli.engine.parallel import averaging_gradients, exchanging
 from driftrae_cli.engine.phases import Phases, unmeasured
@@ -139,6 +140,14 @@ class DriftDistillation:
             self._plan.classes_here * self._counts.grad_negatives,
             partial(_diagnosis, self._names, self.reports),
         )
+
+    def diversity_by_class(self) -> dict[str, float]:
+        """`diversity` of the classes that this process had in the last step."""
+        return {
+            self._names[report.label]: float(report.metrics["diversity"])
+            for report in self.reports
+            if "diversity" in report.metrics
+        }
 
     @property
     def _size_of_portion(self) -> int:
@@ -275,11 +284,13 @@ def _means(metrics: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 def _diagnosis(names: tuple[str, ...], reports: tuple[ClassReport, ...]) -> str:
     """Which classes and temperatures a number that is not finite came from."""
-    lines = []
+    broken: dict[str, list[str]] = {}
     for report in reports:
-        broken = [name for name, value in report.metrics.items() if not value.isfinite()]
-        if not report.finite:
-            broken.insert(0, "generated latents")
-        if broken:
-            lines.append(f"class {names[report.label]}: not finite: {', '.join(broken)}")
-    return "\n".join(lines)
+        wrong = [name for name, value in report.metrics.items() if not value.isfinite()]
+        # Nothing that is computed from such latents is finite either.
+        for what in wrong if report.finite else ["generated latents"]:
+            broken.setdefault(what, []).append(names[report.label])
+    return "\n".join(
+        f"{what}: not finite for {len(which)} of {len(reports)} classes: {some_of(which)}"
+        for what, which in broken.items()
+    )

@@ -22,8 +22,16 @@ def decay_at(step: int, decay: float, start: float, warmup: int) -> float:
 class WeightAverage(Generic[Network]):
     """Float32 running average of a network's parameters; `model` holds the averaged copy."""
 
-    def __init__(self, model: Network) -> None:
-        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+    def __init__(self, model: Network, average: Network | None = None) -> None:
+        """Begin with the weights of `model`.
+
+        Args:
+            model: whose parameters to average.
+            average: an equal network to hold the averages; a copy is made if there is none.
+                Weights that are shared out over processes cannot be copied.
+        """
+        copied = copy.deepcopy(model) if average is None else average
+        self.model = copied.requires_grad_(False).eval()
         self._average: list[Tensor] = list(self.model.parameters())
         self._source: list[Tensor] = list(model.parameters())
 

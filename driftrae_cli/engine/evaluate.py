@@ -1,9 +1,12 @@
 """How good generated pictures are: Fréchet distance and class accuracy by the scoring network.
 
+With several processes each scores whole batches of its own, the same ones that a single process
+makes, so the numbers do not depend on how many there are.
+
 Legend: B batch, F features of the scoring network, K classes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -23,14 +26,16 @@ from driftrae_cli.engine.sample import (
     finite_pictures,
     generate_pictures,
 )
-from driftrae_cli.errors import ConfigError, WeightsError
+from driftrae_cli.engine.world import World, alone
+from driftrae_cli.errors import ConfigError, DriftraeError, WeightsError
 from driftrae_cli.fidelity.frechet import GaussianStats, frechet_distance
 from driftrae_cli.models.feature_net import FeatureNet
 from driftrae_cli.models.rae import RAE
 from driftrae_cli.models.weights import load_model
 
 REFERENCE_SEED = 1_000_003  # pictures that no training run has seen
-_BATCH = 250
+EVALUATION_SEED = 0  # of samples that are scored while training, and of `eval-fid` by default
+_BATCH = 100
 
 
 def load_scorer(
@@ -84,47 +89,108 @@ class Judge:
     @staticmethod
     def on(net: FeatureNet, real: LabeledImages, device: torch.device) -> "Judge":
         """Measure the reference once."""
-        stats, _ = _measure(net, real.images.split(_BATCH), real.labels, device)
-        return Judge(net, stats, device)
+        measured = _measure(net, real.images.split(_BATCH), real.labels, device)
+        return Judge(net, measured.stats, device)
 
     def score(
         self, name: str, batches: Iterable[Tensor], labels: Tensor, steps: int | None
     ) -> Score:
         """Score pictures [b, 3, H, W] uint8 that come in batches, made for `labels` [N]."""
-        stats, accuracy = _measure(self.net, batches, labels, self.device)
-        distance = frechet_distance(stats, self.reference)
-        return Score(name, distance, accuracy, len(labels), steps)
+        return self._scored(name, _measure(self.net, batches, labels, self.device), steps)
+
+    def _scored(self, name: str, all_: "_Measured", steps: int | None) -> Score:
+        distance, count = frechet_distance(all_.stats, self.reference), all_.stats.count
+        return Score(name, distance, all_.right / count, count, steps)
+
+    def score_together(
+        self, name: str, batches: Iterable[Tensor], labels: Tensor, steps: int | None, world: World
+    ) -> Score:
+        """Score the pictures of all processes, of which this one has `labels` [N], maybe none.
+
+        Collective. An error of one process is raised in all.
+        """
+        part: _Measured | DriftraeError
+        try:
+            part = _measure(self.net, batches, labels, self.device).cpu()
+        except DriftraeError as error:
+            part = error
+        parts = []
+        for other in world.gather(part):
+            if isinstance(other, DriftraeError):
+                raise other
+            parts.append(other)
+        return self._scored(name, _Measured.merged(parts), steps)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What the scoring network says of some pictures.
+
+    Attributes:
+        stats: of its features.
+        right: pictures that it gives their class.
+    """
+
+    stats: GaussianStats
+    right: int
+
+    @staticmethod
+    def merged(parts: list["_Measured"]) -> "_Measured":
+        stats = GaussianStats.merged(part.stats for part in parts)
+        return _Measured(stats, sum(part.right for part in parts))
+
+    def cpu(self) -> "_Measured":
+        return _Measured(self.stats.cpu(), self.right)
 
 
 @torch.no_grad()
 def _measure(
     net: FeatureNet, batches: Iterable[Tensor], labels: Tensor, device: torch.device
-) -> tuple[GaussianStats, float]:
-    stats, right, seen = GaussianStats.empty(net.config.widths[-1]), 0, 0
+) -> _Measured:
+    stats, right = GaussianStats.empty(net.config.widths[-1]), 0
     for images in batches:
         output = net(to_unit(images).to(device))
-        stats = stats.update(output.features)
-        wanted = labels[seen : seen + len(images)].to(device)
+        wanted = labels[stats.count : stats.count + len(images)].to(device)
         right += int((output.logits.argmax(1) == wanted).sum())
-        seen += len(images)
-    return stats, right / seen
+        stats = stats.update(output.features)
+    return _Measured(stats, right)
 
 
 def score_generator(
     judge: Judge, name: str, make: LatentGenerator, rae: RAE, per_class: int,
-    seed: int, reporter: Reporter,
+    seed: int, reporter: Reporter, world: World | None = None,
 ) -> Score:  # fmt: skip
-    """Generate `per_class` pictures of every class and score them as they come."""
+    """Generate `per_class` pictures of every class and score them as they come.
+
+    Collective over the processes of `world`, which share the work; by default one has it all.
+    """
+    world = world or alone(judge.device)
     classes = len(make.flow.class_names)
     labels = [label for label in range(classes) for _ in range(per_class)]
     indices = list(range(per_class)) * classes
-    reporter.start(f"scoring {name}", len(labels))
-    batches = generate_pictures(
-        make, rae, labels, indices, seed, _BATCH, lambda done: reporter.advance(done, {})
-    )
-    score = judge.score(name, batches, torch.tensor(labels), make.steps)
+    rows, idle = _share(len(labels), world)
+    mine = [labels[row] for row in rows]
+    reporter.start(f"scoring {name}", len(mine))
+
+    def pictures() -> Iterator[Tensor]:
+        yield from generate_pictures(
+            make, rae, mine, [indices[row] for row in rows], seed, _BATCH,
+            lambda done: reporter.advance(done, {}),
+        )  # fmt: skip
+        if idle:  # a network whose weights are shared out needs every process each time
+            make(labels[:1], indices[:1], seed)
+
+    score = judge.score_together(name, pictures(), torch.tensor(mine), make.steps, world)
     reporter.finish()
     return score
+
+
+def _share(count: int, world: World) -> tuple[list[int], bool]:
+    """Rows of this process, in whole batches, and whether it has a batch less than others."""
+    starts = range(0, count, _BATCH)
+    mine = starts[world.rank :: world.size]
+    rows = [row for start in mine for row in range(start, min(start + _BATCH, count))]
+    return rows, len(mine) < -(-len(starts) // world.size)
 
 
 def score_reconstructions(judge: Judge, rae: RAE, real: LabeledImages) -> Score:
@@ -206,7 +272,8 @@ def evaluate(
     pictures = DataConfig(source=data, per_class=per_class, seed=REFERENCE_SEED, max_bad=max_bad)
     real = load_pictures(pictures, sizes[0], reporter)
     for target, flow in flows:
-        _check_classes(target, flow, data, real, net)
+        check_classes(target, flow.class_names, f"--data {data}", real.class_names)
+    check_scorer("--scorer", net, len(real.class_names))
     judge = Judge.on(net, real, where)
     scores = []
     for (target, flow), partner, counts in zip(flows, partners, plan, strict=True):
@@ -217,23 +284,30 @@ def evaluate(
     return Evaluation(tuple(scores), data, len(real), seed)
 
 
-def _check_classes(
-    target: str, flow: FlowCheckpoint, data: str, real: LabeledImages, net: FeatureNet
+def check_classes(
+    target: str, its_names: tuple[str, ...], where: str, names: tuple[str, ...]
 ) -> None:
     """Scores compare class numbers, so the numbers must mean the same everywhere.
 
     Raises:
-        ConfigError: they do not.
+        ConfigError: the data, from the option `where`, has other classes than `target`.
     """
-    if flow.class_names != real.class_names:
-        pairs = zip_longest(flow.class_names, real.class_names, fillvalue="none")
+    if its_names != names:
+        pairs = zip_longest(its_names, names, fillvalue="none")
         number, (its, ours) = next((k, p) for k, p in enumerate(pairs) if p[0] != p[1])
         raise ConfigError(
-            f"{target} and --data {data} have different classes: class {number} is {its} for the "
+            f"{target} and {where} have different classes: class {number} is {its} for the "
             f"checkpoint and {ours} in the data. Score it against the data it was trained on."
         )
-    if net.config.num_classes != len(real.class_names):
+
+
+def check_scorer(where: str, net: FeatureNet, classes: int) -> None:
+    """
+    Raises:
+        ConfigError: the scoring network, from the option `where`, knows other classes.
+    """
+    if net.config.num_classes != classes:
         raise ConfigError(
-            f"--scorer: the scoring network knows {net.config.num_classes} classes, the data has "
-            f"{len(real.class_names)}; give the one that was trained on this data"
+            f"{where}: the scoring network knows {net.config.num_classes} classes, the data has "
+            f"{classes}; give the one that was trained on this data"
         )

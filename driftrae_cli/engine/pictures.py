@@ -5,10 +5,12 @@ Legend: N pictures, H, W rows and columns.
 
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from driftrae_cli.errors import OutputError
@@ -16,6 +18,11 @@ from driftrae_cli.files import atomic_file
 
 _SMALL = 64  # pictures up to this size are enlarged in a grid so that people can see them
 _ENLARGE = 3
+_PREVIEWS_SHOWN = 8  # in an evolution strip
+_CLASSES_SHOWN = 6
+_PICTURES_SHOWN = 2  # of each class and preview
+_LARGEST_SHOWN = 128  # rows and columns of one
+_GAP, _LABEL = 10, 26  # pixels between previews, and above them for the step
 _UNSAFE = re.compile(r"^\.|[^\w .-]")
 
 
@@ -66,6 +73,63 @@ def save_grid(path: Path, images: Tensor, columns: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as partial:
         picture.save(partial, format="PNG")
+
+
+def save_evolution(previews: Path, out: Path, columns: int) -> bool:
+    """Put previews side by side, each labelled with its step: how the pictures came to be.
+
+    Shows the first, the last and some evenly between, and of each the first pictures of a few
+    classes.
+
+    Args:
+        previews: folder of grids `step-*.png`, one row of square pictures per class.
+        out: the PNG.
+        columns: of the grids.
+
+    Returns:
+        Whether there were any previews, so that there is a strip now.
+    """
+    files = _evenly(sorted(previews.glob("step-*.png")), _PREVIEWS_SHOWN)
+    if not files:
+        return False
+    blocks = [_corner(file, columns) for file in files]
+    width = sum(block.width for block in blocks) + _GAP * (len(blocks) - 1)
+    strip = Image.new("RGB", (width, max(b.height for b in blocks) + _LABEL), "white")
+    draw, font, left = ImageDraw.Draw(strip), ImageFont.load_default(size=15), 0
+    for file, block in zip(files, blocks, strict=True):
+        number = file.stem.removeprefix("step-").lstrip("0") or "0"
+        draw.text((left, _LABEL // 2), f"step {number}", fill="#333333", font=font, anchor="lm")
+        strip.paste(block, (left, _LABEL))
+        left += block.width + _GAP
+    with atomic_file(out) as partial:
+        strip.save(partial, format="PNG")
+    return True
+
+
+T = TypeVar("T")
+
+
+def _evenly(items: Sequence[T], most: int) -> list[T]:
+    """Up to `most` of the items: the first, the last, and evenly between."""
+    count = min(most, len(items))
+    if count < 2:
+        return list(items[:count])
+    return [items[round(k * (len(items) - 1) / (count - 1))] for k in range(count)]
+
+
+def _corner(grid: Path, columns: int) -> Image.Image:
+    """The first pictures of some rows of a grid."""
+    with Image.open(grid) as picture:
+        size = picture.width // columns
+        rows = _evenly(range(picture.height // size), _CLASSES_SHOWN)
+        width = min(_PICTURES_SHOWN, columns) * size
+        block = Image.new("RGB", (width, len(rows) * size))
+        for place, row in enumerate(rows):
+            part = picture.crop((0, row * size, width, (row + 1) * size))
+            block.paste(part, (0, place * size))
+    if size > _LARGEST_SHOWN:
+        block.thumbnail((width * _LARGEST_SHOWN // size, len(rows) * _LARGEST_SHOWN))
+    return block
 
 
 def save_folder(folder: Path, images: Tensor, names: list[str]) -> None:

@@ -57,7 +57,8 @@ from driftrae_cli.engine.rundir import open_run
 from driftrae_cli.engine.runtime import pick_device
 from driftrae_cli.engine.sample import TEACHER_STEPS, LatentGenerator
 from driftrae_cli.engine.teacher import TEACHER_FILE, build, make_teacher, new_teacher, phase_seed
-from driftrae_cli.engine.train import train
+from driftrae_cli.engine.train import LoopSettings, Objective, train
+from driftrae_cli.engine.world import alone
 from driftrae_cli.errors import ConfigError
 from driftrae_cli.files import write_text
 from driftrae_cli.models.decoder import ViTDecoder
@@ -106,6 +107,11 @@ class _Run:
         """A new network whose initial weights depend on `(seed, phase)` alone."""
         return build(self.config.seed, phase, make).to(self.device)
 
+    def train(self, task: Objective[Network], loop: LoopSettings, phase: str) -> Network:
+        """Train in the phase's own folder; returns the averaged network."""
+        world = alone(self.device)
+        return train(task, loop, self.out / phase, self.reporter, world=world, phase=phase)
+
     @property
     def half(self) -> bool:
         """Whether files hold float16."""
@@ -130,7 +136,7 @@ def pretrain(
         )
     size = config.data.image_size
     pictures = open_pictures(config.data, size)
-    with open_run(out, config, {}, where, pictures.fingerprint):
+    with open_run(out, config, {}, alone(where), pictures.fingerprint, reporter):
         data = read_pictures(pictures, config.data, reporter)
         return _pretrain(_Run(config, out, data, reporter, where))
 
@@ -146,7 +152,7 @@ def _with_autoencoder(
     if config.teacher.init:
         weights["teacher.init"] = model_file(config.teacher.init, reporter)
     file = out / TEACHER_FILE
-    with open_run(out, config, weights, device, data.fingerprint):
+    with open_run(out, config, weights, alone(device), data.fingerprint, reporter):
         finished = file.exists()
         if not finished:
             start = new_teacher(config, autoencoder, data.class_names, device, reporter)
@@ -197,7 +203,7 @@ def _classifier(run: _Run, phase: str) -> FeatureNet:
     net = run.build(phase, lambda: FeatureNet(shape))
     task = ClassifierObjective(net, run.batches(phase, settings.batch))
     loop = pretrain_loop(settings, run.config.log)
-    return _frozen(train(task, loop, run.out / phase, run.reporter, phase=phase))
+    return _frozen(run.train(task, loop, phase))
 
 
 def _autoencoder(run: _Run, judge: FeatureNet) -> RAE:
@@ -211,7 +217,7 @@ def _autoencoder(run: _Run, judge: FeatureNet) -> RAE:
         config.encoder.noise,
     )
     loop = pretrain_loop(config.encoder, config.log)
-    trained = train(task, loop, run.out / "autoencoder", run.reporter, phase="autoencoder")
+    trained = run.train(task, loop, "autoencoder")
     rae = _frozen(trained.rae)
     if run.half:
         _round_as_stored(rae.encoder)
@@ -234,7 +240,7 @@ def _decoder(run: _Run, rae: RAE, judge: FeatureNet) -> ViTDecoder:
         config.decoder.noise,
     )
     loop = pretrain_loop(config.decoder, config.log)
-    return train(task, loop, run.out / "decoder", run.reporter, phase="decoder")
+    return run.train(task, loop, "decoder")
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from driftrae_cli.data.images import LabeledImages, to_unit
 from driftrae_cli.engine.latent_feeds import Feed
 from driftrae_cli.engine.runtime import generator, network_precision
-from driftrae_cli.engine.train import StepOutput
+from driftrae_cli.engine.train import StepOutput, differentiated
 from driftrae_cli.flow.path import logit_normal_times, velocity_loss
 from driftrae_cli.models.ditdh import DiTDH
 from driftrae_cli.models.feature_net import FeatureNet, feature_distance
@@ -90,7 +90,7 @@ class ClassifierObjective:
             logits = self.model(augment(images, rng)).logits
         loss = F.cross_entropy(logits.float(), labels)
         accuracy = (logits.argmax(1) == labels).float().mean()
-        return StepOutput(loss, {"accuracy": accuracy}, len(labels))
+        return differentiated(loss, {"accuracy": accuracy}, len(labels))
 
 
 def noisy(latents: Tensor, largest: float, rng: torch.Generator) -> Tensor:
@@ -168,7 +168,7 @@ class AutoencoderObjective:
         loss = pixels + weights.features * features
         loss = loss + weights.label * label + weights.thumbnail * thumbnail
         metrics = {"pixels": pixels, "features": features, "label": label, "thumbnail": thumbnail}
-        return StepOutput(loss, metrics, len(images))
+        return differentiated(loss, metrics, len(images))
 
 
 class DecoderObjective:
@@ -191,7 +191,7 @@ class DecoderObjective:
             features = feature_distance(self._judge, decoded, images)
         pixels = (decoded - images).abs().mean()
         loss = pixels + self._feature_weight * features
-        return StepOutput(loss, {"pixels": pixels, "features": features}, len(images))
+        return differentiated(loss, {"pixels": pixels, "features": features}, len(images))
 
 
 @dataclass(frozen=True)
@@ -253,4 +253,4 @@ class VelocityObjective:
                 return self.model(x, t, labels_B).float()
 
         loss = velocity_loss(velocity, y, eps, t_B).mean()
-        return StepOutput(loss, {}, batch)
+        return differentiated(loss, {}, batch)

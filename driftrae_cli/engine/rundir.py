@@ -1,21 +1,31 @@
 """A run directory: what was asked for, what it was made with, and whether it may go on."""
 
-import difflib
 import fcntl
 import importlib.metadata
 import json
+import os
 import platform
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, TextIO
 
 import torch
 
 import driftrae_cli
-from driftrae_cli.engine.build import RunConfig, config_yaml, decisive, read_config
-from driftrae_cli.engine.runtime import has_fast_bf16
+from driftrae_cli.engine.build import (
+    RunConfig,
+    changeable,
+    config_yaml,
+    decisive,
+    read_config,
+)
+from driftrae_cli.engine.report import Reporter
+from driftrae_cli.engine.runtime import has_fast_bf16, uses_bf16
+from driftrae_cli.engine.world import World
 from driftrae_cli.errors import ConfigError, OutputError
 from driftrae_cli.files import write_text
 from driftrae_cli.hub import LocalFile
@@ -32,14 +42,18 @@ def open_run(
     out: Path,
     config: RunConfig,
     weights: Mapping[str, LocalFile],
-    device: torch.device,
+    world: World,
     data_fingerprint: str,
+    reporter: Reporter,
 ) -> Iterator[None]:
     """Create `out`, or check that it holds the same run so that it can go on; then keep it.
 
     Writes `config.yaml` (resolved) and `run.json` (arguments, versions, git revision, device,
-    fingerprint of the data, SHA-256 of the weights read). While the context lasts no other
-    process can open the run.
+    processes, precision, fingerprint of the data, SHA-256 of the weights read). While the
+    context lasts no other process can open the run: the main process calls this, not the others.
+
+    Args:
+        reporter: hears of it when `precision: auto` is another one now than when the run began.
 
     Raises:
         OutputError: `out` is somebody else's folder, is in use, or holds the same run with
@@ -49,9 +63,11 @@ def open_run(
     with held(out, _WRITTEN):
         if _has_begun(out):
             _check_same_config(out / _CONFIG, config)
-            _check_same_inputs(out / _PROVENANCE, weights, data_fingerprint)
+            then = _read_provenance(out / _PROVENANCE)
+            _check_same_inputs(out / _PROVENANCE, then, weights, data_fingerprint)
+            _tell_other_precision(then, _precision(config, world), reporter)
         else:
-            provenance = _provenance(weights, device, data_fingerprint)
+            provenance = _provenance(weights, world, data_fingerprint, _precision(config, world))
             write_text(out / _PROVENANCE, json.dumps(provenance, indent=2) + "\n")
         write_text(out / _CONFIG, config_yaml(config))
         yield
@@ -70,15 +86,19 @@ def held(out: Path, folders: Sequence[str] = (".",)) -> Iterator[None]:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = (out / _LOCK).open("w")
+        lock = (out / _LOCK).open("a+")
     except OSError as error:
         raise OutputError(f"--out {out}: cannot be written ({error.strerror})") from error
     with lock:
-        _take(lock.fileno(), out)
-        for folder in folders:
-            for partial in out.glob(f"{folder}/{_PARTIAL}"):
-                partial.unlink()
-        yield
+        _take(lock, out)
+        _sign(lock, {"process": os.getpid(), "host": socket.gethostname()})
+        try:
+            for folder in folders:
+                for partial in out.glob(f"{folder}/{_PARTIAL}"):
+                    partial.unlink()
+            yield
+        finally:
+            _sign(lock, None)
 
 
 def is_leftover(path: Path) -> bool:
@@ -98,21 +118,69 @@ def _check_ours(out: Path) -> None:
     raise OutputError(f"--out {out}: exists and is not a run of driftrae; choose another")
 
 
-def _take(lock: int, out: Path) -> None:
-    """The system gives the lock back when the process ends, however it ends."""
+def _take(lock: TextIO, out: Path) -> None:
+    """The system gives the lock back when the process ends, however it ends.
+
+    Some network file systems have no locks. What the holder has written into the file stands
+    for one there; a process that was killed leaves it behind.
+    """
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise OutputError(
-            f"--out {out}: another driftrae is running in it; wait for it or choose another"
+            f"--out {out}: another driftrae is running in it{_shown(_signature(lock))}; wait for "
+            "it or choose another"
         ) from error
     except OSError:
-        return  # some network file systems have no locks; a run must be possible there too
+        holder = _signature(lock)
+        if _may_live(holder):
+            raise OutputError(
+                f"--out {out}: another driftrae is running in it{_shown(holder)}; wait for it or "
+                f"choose another. If that process is gone, delete {out / _LOCK}"
+            ) from None
+
+
+def _sign(lock: TextIO, holder: Mapping[str, object] | None) -> None:
+    """Write who holds the lock into its file."""
+    with suppress(OSError):  # a full disk is told where it matters
+        os.ftruncate(lock.fileno(), 0)
+        os.write(lock.fileno(), json.dumps(holder).encode() if holder else b"")
+
+
+def _signature(lock: TextIO) -> dict[str, Any]:
+    """Who says to hold the lock; empty where nobody does."""
+    lock.seek(0)
+    try:
+        found = json.loads(lock.read())
+        return {"process": int(found["process"]), "host": str(found["host"])}
+    except (ValueError, LookupError, TypeError):
+        return {}
+
+
+def _shown(holder: Mapping[str, Any]) -> str:
+    return f" (process {holder['process']} on {holder['host']})" if holder else ""
+
+
+def _may_live(holder: Mapping[str, Any]) -> bool:
+    """Whether the process may still run; of other machines nobody knows."""
+    if not holder or holder["host"] != socket.gethostname():
+        return bool(holder)
+    if holder["process"] == os.getpid():  # a number that was given out again
+        return False
+    try:
+        os.kill(holder["process"], 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # somebody else's process
+    return True
 
 
 def _has_begun(out: Path) -> bool:
     """Whether there is anything to resume; until then the settings may still change."""
-    return any(out.rglob("*.safetensors"))
+    files = (path for path in out.rglob("*.safetensors") if path.parent.name != "checkpoints")
+    # A checkpoint is one once it has its manifest.
+    return any(files) or any(out.rglob("checkpoints/step-*.json"))
 
 
 def _check_same_config(config_file: Path, config: RunConfig) -> None:
@@ -125,23 +193,38 @@ def _check_same_config(config_file: Path, config: RunConfig) -> None:
             f"--out. {error}"
         ) from error
     now = decisive(config)
-    changes = list(difflib.unified_diff(before, now, "then", "now", n=0, lineterm=""))
+    changes = [
+        f"  {path}: {before[path]} then, {now[path]} now"
+        for path in now
+        if before[path] != now[path]
+    ]
     if changes:
-        shown = "\n".join(line for line in changes[2:] if not line.startswith("@@"))
         raise OutputError(
-            f"--out {config_file.parent}: holds a run with other settings "
-            f"(- then, + now):\n{shown}\nChoose another --out, or give the same settings to resume."
+            "\n".join(
+                [
+                    f"--out {config_file.parent}: holds a run with other settings:",
+                    *changes,
+                    "Choose another --out, or give the same settings to resume. Only these may "
+                    f"change: {', '.join(changeable(config))}.",
+                ]
+            )
         )
 
 
+def _read_provenance(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+
+
 def _check_same_inputs(
-    provenance_file: Path, weights: Mapping[str, LocalFile], data_fingerprint: str
+    provenance_file: Path, then: Any, weights: Mapping[str, LocalFile], data_fingerprint: str
 ) -> None:
     try:
-        then = json.loads(provenance_file.read_text())
         hashes = {name: then["weights"][name]["sha256"] for name in weights}
         data_then = then["data_fingerprint"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (LookupError, TypeError) as error:
         raise OutputError(
             f"{provenance_file}: missing or damaged, so nobody knows what this run was made with; "
             "choose another --out"
@@ -161,9 +244,24 @@ def _check_same_inputs(
         )
 
 
+def _precision(config: RunConfig, world: World) -> str:
+    """What `auto` comes to."""
+    return "bf16" if uses_bf16(world.device, config.precision) else "float32"
+
+
+def _tell_other_precision(then: Mapping[str, Any], now: str, reporter: Reporter) -> None:
+    before = then.get("precision", now)
+    if before != now:
+        reporter.message(
+            f"this run began in {before} and goes on in {now}, which is what precision=auto means "
+            "on this device; the result will differ a little from that of an unbroken run"
+        )
+
+
 def _provenance(
-    weights: Mapping[str, LocalFile], device: torch.device, data_fingerprint: str
+    weights: Mapping[str, LocalFile], world: World, data_fingerprint: str, precision: str
 ) -> dict[str, object]:
+    device = world.device
     return {
         "arguments": sys.argv[1:],
         "versions": {
@@ -172,6 +270,9 @@ def _provenance(
             **{name: importlib.metadata.version(name) for name in _PACKAGES},
         },
         "git_revision": _git_revision(),
+        "processes": world.size,
+        "precision": precision,
+        "tf32": False,  # networks run in bf16 or float32, distances in float32
         "machine": {
             "processor": platform.machine(),
             "device": str(device),

@@ -14,6 +14,7 @@ from driftrae_cli.engine.pretrain_objectives import VelocityBatches, VelocityObj
 from driftrae_cli.engine.report import Reporter
 from driftrae_cli.engine.runtime import generator
 from driftrae_cli.engine.train import train
+from driftrae_cli.engine.world import alone
 from driftrae_cli.errors import ConfigError
 from driftrae_cli.flow.path import shift_for
 from driftrae_cli.models.ditdh import DiTDH
@@ -128,5 +129,5 @@ def _train(
             device=device,
             precision=config.precision,
         )
-        trained = train(task, loop, out / _PHASE, reporter, phase=_PHASE)
+        trained = train(task, loop, out / _PHASE, reporter, world=alone(device), phase=_PHASE)
     return trained.eval().requires_grad_(False)

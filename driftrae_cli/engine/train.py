@@ -1,157 +1,80 @@
 """The one training loop, for pretraining and for distillation.
 
-It does not know what it trains: an `Objective` gives a loss and metrics for a step. There
+It does not know what it trains: an `Objective` computes a step and adds its gradients. There
 is one clock, the step, and every random number derives from it, so a resumed run repeats
 exactly what the interrupted one would have done.
+
+Several processes may share a run. All go through the same steps and decide together when to
+save and when to stop; the main one alone writes.
 """
 
-import json
-import signal
-import threading
+import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Generic
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from driftrae_cli.engine.checkpoint import TrainingState, load_latest, save_checkpoint
-from driftrae_cli.engine.ema import Network, WeightAverage, decay_at
-from driftrae_cli.engine.report import Reporter
-from driftrae_cli.errors import DataError, NumericsError
+from driftrae_cli.engine.checkpoint import Progress, TrainingState, load_latest, save
+from driftrae_cli.engine.checkpoint_files import CheckpointWriter
+from driftrae_cli.engine.ema import Network
+from driftrae_cli.engine.metrics_file import MetricsFile
+from driftrae_cli.engine.parallel import is_shared_out
+from driftrae_cli.engine.report import NullReporter, Reporter
+from driftrae_cli.engine.step import (
+    LoopSettings,
+    Objective,
+    StepOutput,
+    differentiated,
+    learning_rate_at,
+    new_state,
+    update,
+)
+from driftrae_cli.engine.stop import StopRequest
+from driftrae_cli.engine.world import World
+from driftrae_cli.errors import ConfigError, DataError, NumericsError, OutputError
+
+__all__ = [
+    "LoopSettings",
+    "Objective",
+    "StepOutput",
+    "Watchers",
+    "differentiated",
+    "learning_rate_at",
+    "new_state",
+    "train",
+    "update",
+]
+
+_NORMS_TOLD = 5  # gradient norms that a message names
 
 
 @dataclass(frozen=True)
-class StepOutput:
-    """What an objective returns for one step.
+class Watchers(Generic[Network]):
+    """What is done with the averaged network while it trains; None is nothing.
 
     Attributes:
-        loss: scalar to differentiate.
-        metrics: numbers or scalar tensors to log, read only when they are logged.
-        samples: gradient-carrying samples of this step, for the throughput.
-        backward: adds the loss's gradients to the parameters, where differentiating `loss`
-            itself would need too much memory.
+        preview: gets step and network every `preview_every` steps, before the first and after
+            the last step too. Called by every process.
+        evaluate: scores the network every `eval_every` steps and after the last one; of its
+            first value, lower is better. Called by every process; the main one's numbers count.
+        best: gets step, network and scores when the first score is the lowest so far. Called
+            by every process.
+        logged: gets each line of `metrics.jsonl`. Called by every process.
     """
 
-    loss: Tensor
-    metrics: Mapping[str, Tensor | float]
-    samples: int
-    backward: Callable[[], None] | None = None
+    preview: Callable[[int, Network], None] | None = None
+    evaluate: Callable[[int, Network], Mapping[str, float]] | None = None
+    best: Callable[[int, Network, Mapping[str, float]], None] | None = None
+    logged: Callable[[int, Mapping[str, float]], None] | None = None
 
 
-Trained = TypeVar("Trained", bound=nn.Module, covariant=True)
-
-
-class Objective(Protocol[Trained]):
-    """What the loop needs to know of a training task."""
-
-    @property
-    def model(self) -> Trained: ...
-
-    def __call__(self, step: int) -> StepOutput: ...
-
-
-@dataclass(frozen=True)
-class LoopSettings:
-    """Optimisation and bookkeeping of one training run ([D-RAE] Table 8 for distillation).
-
-    The learning rate rises linearly over `warmup` steps and then falls linearly from
-    `learning_rate` to `final_learning_rate` at `steps`. Intervals are in steps.
-    """
-
-    steps: int
-    learning_rate: float
-    final_learning_rate: float
-    warmup: int = 0
-    beta1: float = 0.9
-    beta2: float = 0.95
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
-    ema_decay: float = 0.9995
-    ema_start: float = 0.5
-    ema_warmup: int = 1000
-    metrics_every: int = 10
-    checkpoint_every: int = 500
-    preview_every: int = 0
-
-
-def learning_rate_at(step: int, settings: LoopSettings) -> float:
-    """Rate of the update that follows `step` finished ones ([D-RAE] Table 8)."""
-    s = settings
-    drop = (s.learning_rate - s.final_learning_rate) * step / s.steps
-    rate = max(s.final_learning_rate, s.learning_rate - drop)
-    return rate * min(1.0, (step + 1) / s.warmup) if s.warmup else rate
-
-
-class _StopRequest:
-    """Turns Ctrl-C, and what schedulers send before they end a job, into a request to stop
-    after the current step."""
-
-    _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-
-    def __init__(self, reporter: Reporter) -> None:
-        self.asked = False
-        self._reporter = reporter
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self._ask) for number in self._SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _ask(self, signum: int, frame: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        again = "Ctrl-C again" if signum == signal.SIGINT else "another signal"
-        self._reporter.message(f"saving after this step; {again} stops at once")
-
-
-class _MetricsFile:
-    """`metrics.jsonl`, one line per logged step, cut back to the step that a run resumes at."""
-
-    def __init__(self, path: Path, resumed_at: int) -> None:
-        self._path = path
-        kept = []
-        if path.exists():
-            lines = path.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if _line_step(line) <= resumed_at]
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(kept))
-        partial.replace(path)
-
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
-
-
-def _line_step(line: str) -> float:
-    """Step of a log line; a line that a crash cut short counts as never written."""
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
-
-
-def new_state(model: Network, settings: LoopSettings) -> TrainingState[Network]:
-    """Fresh optimiser and average for `model`."""
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=settings.learning_rate,
-        betas=(settings.beta1, settings.beta2),
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
-    return TrainingState(model, WeightAverage(model), optimizer)
+_NOBODY: Watchers[Any] = Watchers()
 
 
 def train(
@@ -160,97 +83,228 @@ def train(
     folder: Path,
     reporter: Reporter,
     *,
+    world: World,
     phase: str = "training",
-    preview: Callable[[int, Network], None] | None = None,
+    watchers: Watchers[Network] = _NOBODY,
+    average: Network | None = None,
 ) -> Network:
-    """Train `objective.model`, resuming from `folder` where it holds checkpoints.
+    """Train `objective.model`, resuming from `folder` where it holds checkpoints. Collective.
 
     Args:
         folder: receives `metrics.jsonl` and `checkpoints/`.
-        preview: called with the step and the averaged network every `preview_every` steps,
-            before the first and after the last step too; never if that is 0.
+        average: a network equal to the model, to hold the averaged weights; see
+            `WeightAverage`.
 
     Returns:
         The averaged network.
 
     Raises:
+        ConfigError: more steps have been made already than are asked for.
         NumericsError: the loss or gradient is no longer finite.
         DataError: of the objective, once the state before that step is on disk.
-        WeightsError: all checkpoints in `folder` are damaged or of another network.
+        OutputError: the last checkpoint cannot be written.
+        WeightsError: all checkpoints in `folder` are damaged, or they are of another network.
         KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGUSR1, once the state is on disk.
     """
-    state = new_state(objective.model, settings)
+    said = reporter if world.is_main else NullReporter()
+    state = new_state(objective.model, settings, average)
     checkpoints = folder / "checkpoints"
-    start = load_latest(checkpoints, state, reporter.message)
-    if start >= settings.steps:
+    start = load_latest(checkpoints, state, world, said.message)
+    if start.step > settings.steps:
+        raise ConfigError(
+            f"optim.steps: {start.step} updates are made already, {settings.steps} are asked "
+            f"for; give at least {start.step}"
+        )
+    if start.step == settings.steps:
         return state.average.model
-    folder.mkdir(parents=True, exist_ok=True)
-    log = _MetricsFile(folder / "metrics.jsonl", start)
-    stop = _StopRequest(reporter)
-    reporter.start(phase, settings.steps, start)
-    show = preview if settings.preview_every else None
-    if show and start == 0:
-        show(0, state.average.model)
-    with stop.listening():
-        clock, samples = time.perf_counter(), 0
-        for step in range(start, settings.steps):
-            try:
-                output, grad_norm = _update(objective, state, settings, step)
-            except DataError:
-                if step > start:  # data can be mended, and the run go on from here
-                    save_checkpoint(checkpoints, step, state)
-                raise
-            samples += output.samples
-            done = step + 1
-            last = done == settings.steps
-
-            # log
-            if done % settings.metrics_every == 0 or last:
-                elapsed, clock = time.perf_counter() - clock, time.perf_counter()
-                metrics = _numbers(output, grad_norm, learning_rate_at(step, settings))
-                metrics["samples_per_second"] = samples / elapsed
-                samples = 0
-                log.write(done, metrics)
-                reporter.advance(done, metrics)
-
-            # preview
-            if show and (done % settings.preview_every == 0 or last):
-                show(done, state.average.model)
-
-            # checkpoint
-            if done % settings.checkpoint_every == 0 or last or stop.asked:
-                save_checkpoint(checkpoints, done, state)
-            if stop.asked:
-                raise KeyboardInterrupt
-    reporter.finish()
+    log = MetricsFile(folder / "metrics.jsonl", said)
+    world.on_main(lambda: log.cut_back(start.step))
+    writer = CheckpointWriter(checkpoints, settings.keep, start.step, said.message)
+    said.start(phase, settings.steps, start.step)
+    with closing(writer), closing(log):
+        _Run(objective, state, settings, world, said, watchers, writer, log, start).go()
+    said.finish()
     return state.average.model
 
 
-def _update(
-    objective: Objective[Network], state: TrainingState[Network], settings: LoopSettings, step: int
-) -> tuple[StepOutput, Tensor]:
-    for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate_at(step, settings)
-    output = objective(step)
-    (output.backward or output.loss.backward)()
-    grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), settings.clip_norm)
-    if not torch.isfinite(grad_norm):
-        raise NumericsError(
-            f"step {step + 1}: the gradient is not finite. Resuming would repeat it: start again "
-            "in another --out with a smaller learning rate, or check the data and weights."
+class _Throughput:
+    """Samples per second of this process, without the time that watchers take."""
+
+    def __init__(self) -> None:
+        self._samples, self._since = 0, time.perf_counter()
+
+    def count(self, samples: int) -> None:
+        self._samples += samples
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - began
+
+    def take(self) -> float:
+        """The number since the last call."""
+        now = time.perf_counter()
+        rate = self._samples / (now - self._since)
+        self._samples, self._since = 0, now
+        return rate
+
+
+class _Run(Generic[Network]):
+    """The steps that one call of `train` makes."""
+
+    def __init__(
+        self,
+        objective: Objective[Network],
+        state: TrainingState[Network],
+        settings: LoopSettings,
+        world: World,
+        said: Reporter,
+        watchers: Watchers[Network],
+        writer: CheckpointWriter,
+        log: MetricsFile,
+        start: Progress,
+    ) -> None:
+        self._objective, self._state, self._settings = objective, state, settings
+        self._world, self._said, self._watchers = world, said, watchers
+        self._writer, self._log = writer, log
+        self._start, self._best = start.step, start.best
+        self._throughput = _Throughput()
+        self._saved = time.monotonic()
+        self._norms = deque[float](maxlen=_NORMS_TOLD)
+
+    def go(self) -> None:
+        s, world, stop = self._settings, self._world, StopRequest(self._world, self._said)
+        with stop.listening():
+            if self._start == 0:
+                self._preview(0)
+            for step in range(self._start, s.steps):
+                output, norm = self._update(step)
+                done, last = step + 1, step + 1 == s.steps
+                stopping, overdue = self._agree(done, output, norm, stop.asked)
+
+                # log
+                scored = bool(s.eval_every) and (done % s.eval_every == 0 or last)
+                if done % s.metrics_every == 0 or last or scored:
+                    self._write_line(done, output, norm, scored)
+
+                # preview
+                if s.preview_every and (done % s.preview_every == 0 or last):
+                    self._preview(done)
+
+                # checkpoint
+                self._writer.look()
+                if done % s.checkpoint_every == 0 or last or stopping or overdue:
+                    self._save(done)
+                if stopping:
+                    break
+            world.on_main(self._writer.finish)
+            if world.any(stop.asked):
+                raise KeyboardInterrupt
+
+    def _update(self, step: int) -> tuple[StepOutput, Tensor]:
+        try:
+            output, norm = update(self._objective, self._state, self._settings, step)
+        except DataError:
+            # Data can be mended, and the run go on from here. Shares of the weights cannot be
+            # put together, as the other processes do not know of it.
+            if step > self._start and not is_shared_out(self._state.model):
+                self._save(step)
+            raise
+        self._throughput.count(output.samples)
+        return output, norm
+
+    def _agree(self, done: int, output: StepOutput, norm: Tensor, asked: bool) -> tuple[bool, bool]:
+        """Whether to stop, and whether a checkpoint is overdue: the same in all processes.
+
+        Raises:
+            NumericsError: in all processes if a number of one is not finite.
+        """
+        norm_here, loss_here = torch.stack([norm, output.loss.to(norm)]).tolist()
+        broken = not (math.isfinite(norm_here) and math.isfinite(loss_here))
+        minutes = (time.monotonic() - self._saved) / 60
+        overdue = self._world.is_main and minutes >= self._settings.checkpoint_minutes
+        flags = torch.tensor([broken, asked, overdue], dtype=torch.float32)
+        broken, stopping, overdue = (self._world.mean(flags) > 0).tolist()
+        if broken:
+            what = "loss" if math.isfinite(norm_here) else "gradient"
+            raise NumericsError(self._broken(done, what, output))
+        self._norms.append(norm_here)
+        return stopping, overdue
+
+    def _broken(self, done: int, what: str, output: StepOutput) -> str:
+        self._writer.wait()
+        good = self._world.share(self._writer.last_good)
+        words = dict.fromkeys(text for text in self._world.gather(output.diagnose()) if text)
+        before = ", ".join(f"{norm:.4g}" for norm in self._norms)
+        kept = f"The last good checkpoint, of step {good}, is kept. " if good else ""
+        return "\n".join(
+            [
+                f"step {done}: the {what} is not finite",
+                *words,
+                *([f"Gradient norms of the steps before: {before}"] if before else []),
+                f"{kept}Resuming would repeat this: start again in another --out with a smaller "
+                "learning rate, or check the data and weights.",
+            ]
         )
-    state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
-    warm = settings
-    state.average.update(decay_at(step, warm.ema_decay, warm.ema_start, warm.ema_warmup))
-    return output, grad_norm
 
+    def _write_line(self, done: int, output: StepOutput, norm: Tensor, scored: bool) -> None:
+        metrics = self._means({**output.metrics, "loss": output.loss, "grad_norm": norm})
+        metrics["learning_rate"] = learning_rate_at(done - 1, self._settings)
+        metrics["samples_per_second"] = metrics.pop("samples_per_second") * self._world.size
+        with self._throughput.paused():
+            if scored:
+                metrics |= self._evaluate(done)
+            if self._world.is_main:
+                self._log.write(done, metrics)
+                self._said.advance(done, metrics)
+            if logged := self._watchers.logged:
+                self._tolerated("what was logged", done, lambda: logged(done, metrics))
 
-def _numbers(output: StepOutput, grad_norm: Tensor, learning_rate: float) -> dict[str, float]:
-    # The objective's own metrics come first: the drifting loss itself is constant.
-    return {
-        **{name: float(torch.as_tensor(value).detach()) for name, value in output.metrics.items()},
-        "loss": output.loss.item(),
-        "grad_norm": grad_norm.item(),
-        "learning_rate": learning_rate,
-    }
+    def _means(self, metrics: Mapping[str, Tensor | float]) -> dict[str, float]:
+        """Means over the processes, with the throughput; waits for the device once."""
+        device = self._world.device
+        every = {**metrics, "samples_per_second": self._throughput.take()}
+        values = [torch.as_tensor(v, dtype=torch.float64, device=device) for v in every.values()]
+        means = self._world.mean(torch.stack(values).detach().cpu())
+        return dict(zip(every, means.tolist(), strict=True))
+
+    def _evaluate(self, done: int) -> Mapping[str, float]:
+        evaluate = self._watchers.evaluate
+        if evaluate is None:
+            return {}
+        scores = dict(evaluate(done, self._state.average.model))
+        score = next(iter(scores.values()))
+        scores, better = self._world.share((scores, score < self._best))
+        if better and self._keep_best(done, scores):
+            self._best = score
+        return scores
+
+    def _keep_best(self, done: int, scores: Mapping[str, float]) -> bool:
+        best, average = self._watchers.best, self._state.average.model
+        if best is None:
+            return True
+        return self._tolerated("the best network", done, lambda: best(done, average, scores))
+
+    def _preview(self, done: int) -> None:
+        preview = self._watchers.preview
+        if preview and self._settings.preview_every:
+            with self._throughput.paused():
+                self._tolerated(
+                    "the preview", done, lambda: preview(done, self._state.average.model)
+                )
+
+    def _tolerated(self, what: str, done: int, task: Callable[[], None]) -> bool:
+        """Whether a task could write what training does not need; if not, says so."""
+        try:
+            task()
+        except OutputError as error:
+            self._said.message(
+                f"{what} of step {done} could not be written ({error}); training goes on"
+            )
+            return False
+        return True
+
+    def _save(self, done: int) -> None:
+        save(self._writer, Progress(done, self._best), self._state, self._world)
+        self._saved = time.monotonic()

@@ -135,23 +135,23 @@ def joined(device: str) -> Iterator[World]:
         dist.barrier()  # gloo ends a process badly whose peer has gone first
         dist.destroy_process_group()
     except (DriftraeError, KeyboardInterrupt) as error:
-        raise _told_once(error, told) from error
+        if _is_first(told):
+            raise
+        raise ToldElsewhereError(getattr(error, "exit_code", _INTERRUPTED)) from error
     except RuntimeError as error:
         if not any(sign in str(error) for sign in _LOST):
             raise
-        lost = RunError(
+        if not _is_first(told):
+            raise ToldElsewhereError(RunError.exit_code) from error
+        raise RunError(
             "another process of this run has ended without a word (killed, or out of memory); "
             "run the same command again to resume"
-        )
-        raise _told_once(lost, told) from error
+        ) from error
 
 
-def _told_once(error: BaseException, told: dist.Store) -> BaseException:
-    """The error itself in the first process that comes to one, elsewhere one without words."""
+def _is_first(told: dist.Store) -> bool:
+    """Whether no other process has come to an error before."""
     try:
-        first = told.add("errors", 1) == 1
+        return told.add("errors", 1) == 1
     except RuntimeError:  # the store ended with the process that kept it
-        first = False
-    if first:
-        return error
-    return ToldElsewhereError(getattr(error, "exit_code", _INTERRUPTED))
+        return False

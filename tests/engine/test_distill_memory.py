@@ -178,9 +178,19 @@ def test_diversity_is_one_for_samples_as_varied_as_the_data() -> None:
 
 def test_a_step_says_which_class_is_not_finite() -> None:
     task, _ = _task(None, FieldSettings())
+    assert task(STEP).diagnose() == ""
     label = task._plan.classes(STEP)[1]
     with torch.no_grad():
         task.model.y_embedder.embedding_table.weight[label] = float("nan")
+    name = "abcd"[label]
+    assert task(STEP).diagnose() == f"generated latents: not finite for 1 of 3 classes: {name}"
+
+
+def test_a_step_says_which_temperature_is_not_finite() -> None:
+    """Latents that are finite, but whose distances are not."""
+    task, _ = _task(None, FieldSettings(temperatures=(0.05, 0.2)))
+    with torch.no_grad():
+        task.model.final_layer.linear.bias.fill_(1e30)
     words = task(STEP).diagnose().splitlines()
-    assert len(words) == 1
-    assert words[0].startswith(f"class {'abcd'[label]}: not finite: generated latents, field/1/")
+    assert words
+    assert "field/1/0.05: not finite for 3 of 3 classes: " in words[0]

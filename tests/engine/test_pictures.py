@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from driftrae_cli.engine.pictures import prepare_output, save_folder
+from driftrae_cli.engine.pictures import prepare_output, save_evolution, save_folder, save_grid
 from driftrae_cli.errors import OutputError
 
 PICTURE = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
@@ -76,3 +76,61 @@ def test_class_names_do_not_lead_out_of_the_folder(tmp_path: Path, name: str) ->
     folder = tmp_path / "in" / "here"
     save_folder(folder, PICTURE, [name])
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == list(folder.iterdir())
+
+
+def _previews(folder: Path, steps: list[int], rows: int = 10) -> None:
+    """Grids of single-coloured pictures that say which step, class and number they are."""
+    for step in steps:
+        label = torch.arange(rows).repeat_interleave(8)
+        number = torch.arange(8).repeat(rows)
+        colour = torch.stack([torch.full_like(label, steps.index(step)), label, number], 1)
+        pictures = colour.to(torch.uint8)[:, :, None, None].expand(-1, -1, 32, 32)
+        save_grid(folder / f"step-{step:07d}.png", pictures, 8)
+
+
+def _colours(strip: Path) -> list[list[tuple[int, int, int]]]:
+    """Colours in the middle of each picture of a strip, by preview."""
+    with Image.open(strip) as picture:
+        size, gap, label = 96, 10, 26
+        blocks = (picture.width + gap) // (2 * size + gap)
+        rows = (picture.height - label) // size
+        return [
+            [
+                picture.getpixel((block * (2 * size + gap) + (2 * k + 1) * size // 2, y))
+                for y in range(label + size // 2, label + rows * size, size)
+                for k in range(2)
+            ]  # type: ignore[misc]
+            for block in range(blocks)
+        ]
+
+
+def test_an_evolution_strip_shows_the_same_samples_at_each_step(tmp_path: Path) -> None:
+    _previews(tmp_path, [60 * k for k in range(5)])
+    assert save_evolution(tmp_path, tmp_path / "evolution.png", 8)
+    classes = (0, 2, 4, 5, 7, 9)
+    assert _colours(tmp_path / "evolution.png") == [
+        [(step, label, number) for label in classes for number in (0, 1)] for step in range(5)
+    ]
+
+
+def test_of_many_previews_first_last_and_some_between_are_shown(tmp_path: Path) -> None:
+    _previews(tmp_path, [500 * k for k in range(22)], rows=1)
+    save_evolution(tmp_path, tmp_path / "evolution.png", 8)
+    steps = [block[0][0] for block in _colours(tmp_path / "evolution.png")]
+    assert steps == [0, 3, 6, 9, 12, 15, 18, 21]
+
+
+def test_an_evolution_strip_of_large_pictures_stays_handy(tmp_path: Path) -> None:
+    pictures = torch.zeros(8, 3, 256, 256, dtype=torch.uint8)
+    for step in range(8):
+        save_grid(tmp_path / f"step-{step:07d}.png", pictures, 8)
+    save_evolution(tmp_path, tmp_path / "evolution.png", 8)
+    with Image.open(tmp_path / "evolution.png") as strip:
+        assert strip.size == (8 * 256 + 7 * 10, 128 + 26)
+
+
+def test_without_previews_there_is_no_strip(tmp_path: Path) -> None:
+    assert not save_evolution(tmp_path / "none", tmp_path / "evolution.png", 8)
+    assert list(tmp_path.iterdir()) == []
+    _previews(tmp_path, [0])
+    assert save_evolution(tmp_path, tmp_path / "evolution.png", 8)

@@ -1,0 +1,220 @@
+"""Checkpoint files of a run: which of them are whole, and writing them beside the training.
+
+A checkpoint is a safetensors file and, written after it, a manifest with its size and
+SHA-256. A file without a manifest is what a killed or failed run left behind.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from driftrae_cli.errors import OutputError, WeightsError
+from driftrae_cli.files import write_text
+from driftrae_cli.models.weights import write_tensors
+
+FORMAT = 1  # version of the manifest and of the names in the file
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a whole checkpoint is.
+
+    Attributes:
+        step: updates made.
+        file: name of the file beside the manifest.
+        bytes, sha256: its size and hash.
+        format: `FORMAT` when it was written.
+    """
+
+    step: int
+    file: str
+    bytes: int
+    sha256: str
+    format: int
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Steps of which there is a manifest, oldest first."""
+    names = (path.stem.removeprefix("step-") for path in folder.glob("step-*.json"))
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def tensors_path(folder: Path, step: int) -> Path:
+    """Where the tensors of a checkpoint are."""
+    return folder / f"step-{step:07d}.safetensors"
+
+
+def manifest_path(folder: Path, step: int) -> Path:
+    """Where its manifest is."""
+    return folder / f"step-{step:07d}.json"
+
+
+def check_whole(folder: Path, step: int) -> None:
+    """Compare a checkpoint with its manifest.
+
+    Raises:
+        WeightsError: it is not what was written.
+    """
+    path = manifest_path(folder, step)
+    try:
+        manifest = Manifest(**json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
+        raise WeightsError(f"{path}: damaged") from error
+    if manifest.format != FORMAT:
+        raise WeightsError(f"{path}: of format {manifest.format}, this driftrae reads {FORMAT}")
+    file = folder / manifest.file
+    try:
+        size, sha256 = file.stat().st_size, _sha256(file)
+    except OSError as error:
+        raise WeightsError(f"{file}: cannot be read ({error.strerror})") from error
+    if size != manifest.bytes:
+        raise WeightsError(
+            f"{file}: damaged or cut short: it has {size} bytes, {manifest.bytes} were written"
+        )
+    if sha256 != manifest.sha256:
+        raise WeightsError(f"{file}: damaged: its SHA-256 is not that of what was written")
+
+
+def newest_whole(folder: Path, tell: Callable[[str], None]) -> int:
+    """Step of the newest checkpoint that is whole, 0 where there is none at all.
+
+    Args:
+        tell: hears of a checkpoint that is passed over.
+
+    Raises:
+        WeightsError: all of them are damaged.
+    """
+    steps = checkpoint_steps(folder)
+    for step in reversed(steps):
+        try:
+            check_whole(folder, step)
+            return step
+        except WeightsError as error:
+            if step == steps[0]:
+                raise WeightsError(
+                    f"{error}\nCannot resume: no checkpoint is left. Choose another --out to "
+                    "start afresh."
+                ) from error
+            tell(f"{error}\nGoing on from the checkpoint before.")
+    return 0
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class CheckpointWriter:
+    """Writes checkpoints in a thread of its own, one at a time, and keeps the newest few.
+
+    Attributes:
+        last_good: step of the newest one on disk, 0 for none.
+    """
+
+    def __init__(self, folder: Path, keep: int, last_good: int, tell: Callable[[str], None]):
+        self.last_good = last_good
+        self._folder, self._keep, self._tell = folder, keep, tell
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._under_way: tuple[int, Future[None]] | None = None
+
+    def write(self, step: int, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+        """Begin to write a checkpoint, once the one before is done.
+
+        Args:
+            tensors: in main memory; nobody else changes them.
+            metadata: entries of the file's header.
+        """
+        self.wait()
+        if step != self.last_good:
+            self._under_way = step, self._thread.submit(self._write, step, tensors, metadata)
+
+    def look(self) -> None:
+        """Say so if the checkpoint under way has failed meanwhile. Does not wait."""
+        if self._under_way and self._under_way[1].done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for the checkpoint under way; say so if it fails."""
+        failed = self._settle()
+        if failed:
+            self._tell(f"{failed}; training goes on, {self._good}")
+
+    def finish(self) -> None:
+        """Wait for the last checkpoint.
+
+        Raises:
+            OutputError: it could not be written.
+        """
+        failed = self._settle()
+        if failed:
+            raise OutputError(
+                f"{failed}; {self._good}. Make room and run the same command again: it resumes "
+                "there."
+            )
+
+    def close(self) -> None:
+        """Wait for what is under way, and end the thread."""
+        failed = self._settle()
+        self._thread.shutdown()
+        if failed:
+            self._tell(f"{failed}; {self._good}")
+
+    def _settle(self) -> str | None:
+        """Wait for the checkpoint under way; what went wrong, if anything."""
+        if not self._under_way:
+            return None
+        (step, outcome), self._under_way = self._under_way, None
+        try:
+            outcome.result()
+        except OutputError as error:
+            return f"the checkpoint of step {step} could not be written ({error})"
+        self.last_good = step
+        return None
+
+    @property
+    def _good(self) -> str:
+        if not self.last_good:
+            return "there is no good one yet"
+        return f"the last good one is step {self.last_good}"
+
+    def _write(self, step: int, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._clear_leftovers()
+            for damaged in checkpoint_steps(self._folder):
+                if damaged >= step:  # the run was resumed before it
+                    self._remove(damaged)
+            self._write_both(step, tensors, metadata)
+            for old in checkpoint_steps(self._folder)[: -self._keep]:
+                self._remove(old)
+        except OSError as error:
+            raise OutputError(f"{self._folder}: {error.strerror or error}") from error
+        finally:
+            with suppress(OSError):
+                self._clear_leftovers()
+
+    def _write_both(
+        self, step: int, tensors: Mapping[str, Tensor], metadata: dict[str, str]
+    ) -> None:
+        path = tensors_path(self._folder, step)
+        write_tensors(path, tensors, metadata)
+        manifest = Manifest(step, path.name, path.stat().st_size, _sha256(path), FORMAT)
+        text = json.dumps(asdict(manifest), indent=2) + "\n"
+        write_text(manifest_path(self._folder, step), text)
+
+    def _remove(self, step: int) -> None:
+        manifest_path(self._folder, step).unlink(missing_ok=True)
+        tensors_path(self._folder, step).unlink(missing_ok=True)
+
+    def _clear_leftovers(self) -> None:
+        """Remove what a killed or failed run has left half written."""
+        known = {tensors_path(self._folder, step) for step in checkpoint_steps(self._folder)}
+        for path in (*self._folder.glob("step-*.safetensors"), *self._folder.glob(".*.partial")):
+            if path not in known:
+                path.unlink(missing_ok=True)

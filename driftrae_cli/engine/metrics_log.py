@@ -1,0 +1,55 @@
+"""Reading `metrics.jsonl`, also while a run writes it; imports no torch."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+METRICS_FILE = "metrics.jsonl"
+FIELD, NEIGHBOURS, EVAL = "field/", "neighbours/", "eval/"
+
+
+@dataclass(frozen=True)
+class Logged:
+    """One line: the numbers of a step."""
+
+    step: int
+    metrics: Mapping[str, float]
+
+
+def read_metrics(file: Path) -> list[Logged]:
+    """All lines in their order; none where there is no file yet.
+
+    A line that is being written, or that a crash cut short, counts as never written.
+    """
+    try:
+        lines = file.read_text(errors="replace").splitlines()
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [logged for line in lines if (logged := _logged(line))]
+
+
+def _logged(line: str) -> Logged | None:
+    try:
+        values = json.loads(line)
+        numbers = {name: float(v) for name, v in values.items() if isinstance(v, int | float)}
+        return Logged(int(numbers.pop("step")), numbers)
+    except (ValueError, KeyError, AttributeError, OverflowError):
+        return None
+
+
+def label(name: str) -> str:
+    """A metric's name as people read it, e.g. `field/2/0.05` as `2×2 tokens, τ 0.05`."""
+    parts = name.split("/")
+    if name.startswith((FIELD, NEIGHBOURS)) and len(parts) == 3:
+        return f"{tokens(parts[1])}, τ {parts[2]}"
+    text, _, pictures = parts[-1].replace("_", " ").partition("-")
+    text = text.replace("frechet", "Fréchet")
+    return f"{text}, {pictures} pictures" if pictures else text
+
+
+def tokens(size: str) -> str:
+    """A group size in words."""
+    if size == "all":
+        return "whole latent"
+    return "single tokens" if size == "1" else f"{size}×{size} tokens"
