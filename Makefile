@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup test test-slow check demo assets
+.PHONY: help setup test test-slow check demo bench assets
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ check: $(READY) ## Lint, format and types
 
 demo: $(READY) ## Distil the built-in teacher and look at the pictures (CPU, minutes)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/shapes/demo.sh
+
+bench: $(READY) ## Measure the parts of a step against each other (minutes)
+	$(BIN)/python examples/imagenet256/bench.py
 
 assets: $(READY) ## Train the built-in models again (CPU, two hours)
 	$(BIN)/driftrae pretrain shapes-pretrain --out runs/assets-pretrain

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import driftrae_cli.engine.estimate  # noqa: F401  its own imports must not be stand-ins
 from driftrae_cli.cli.app import app
 
 ROOT = Path(__file__).parents[1]
@@ -65,7 +66,7 @@ class _Recorder:
 
 ENGINE = (
     "distill", "sample", "evaluate", "pretrain", "encode", "statistics", "obtain", "publish",
-    "convert", "load",
+    "convert", "load", "profile",
 )  # fmt: skip
 
 

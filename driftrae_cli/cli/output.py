@@ -34,13 +34,22 @@ def print_result(result: Any, *, as_json: bool) -> None:
 
 def print_json(result: Any) -> None:
     """One JSON object, with null for numbers that JSON cannot write."""
-    typer.echo(json.dumps(_jsonable(dataclasses.asdict(result)), indent=2, allow_nan=False))
+    _print_plain(dataclasses.asdict(result))
 
 
-def print_recipe(config: Any, plan: str, *, as_json: bool) -> None:
-    """Show a resolved recipe with the meaning of its fields, and what it would do."""
+def _print_plain(result: dict[str, Any]) -> None:
+    typer.echo(json.dumps(_jsonable(result), indent=2, allow_nan=False))
+
+
+def print_recipe(config: Any, plan: str, *, as_json: bool, costs: Any = None) -> None:
+    """Show a resolved recipe with the meaning of its fields, and what it would do.
+
+    Args:
+        costs: a result; in JSON it goes under the key `costs`, beside the fields of the recipe.
+    """
     if as_json:
-        print_json(config)
+        counted = {"costs": dataclasses.asdict(costs)} if costs else {}
+        _print_plain({**dataclasses.asdict(config), **counted})
     else:
         typer.echo(dump(config, comments=True))
     typer.echo(plan, err=True)
@@ -53,12 +62,12 @@ def pictures_text(data: DataConfig) -> str:
     return f"{count} pictures of each class of {data.source}{mirrored}"
 
 
-def print_text(result: Any) -> None:
+def print_text(result: Any, *, stderr: bool = False) -> None:
     """A line per field that has a value; tuples of dataclasses as tables below.
 
     Everything is wrapped in `Text`, or rich reads [markup] and :emoji: in names of files.
     """
-    out = console()
+    out = console(stderr=stderr)
     values = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
     tables = {name: rows for name, rows in values.items() if _is_table(rows)}
     lines = {

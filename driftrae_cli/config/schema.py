@@ -147,7 +147,7 @@ class DistillLogConfig:
     preview_every: int = setting(500, "a grid of pictures; 0 for none", min=0, may_change=True)
     checkpoint_every: int = setting(500, "a checkpoint to resume from", min=1, may_change=True)
     checkpoint_minutes: float = setting(
-        30, "minutes after which there is a checkpoint anyway", above=0, may_change=True
+        30.0, "minutes after which there is a checkpoint anyway", above=0, may_change=True
     )
     keep: int = setting(2, "newest checkpoints that stay", min=1, may_change=True)
     tensorboard: bool = setting(False, "curves for TensorBoard too", may_change=True)

@@ -33,7 +33,7 @@ class Memory:
     Attributes:
         weights, gradients, optimiser, average: of the student.
         gathered: weights of two blocks, where they are shared out.
-        autoencoder: its weights.
+        autoencoder: its encoder and statistics.
         activations: of the samples in the network, with the weights' copies in bf16.
         latents: noise, generated and real ones of the classes at hand, and one class ahead.
         field: samples lined up, fields and gradients by latent.
@@ -183,7 +183,7 @@ class Workload:
             optimiser=2 * _FLOAT * net.trained // share,
             average=_FLOAT * net.parameters // share,
             gathered=2 * _FLOAT * net.largest_block if share > 1 else 0,
-            autoencoder=_FLOAT * self.autoencoder.parameters,
+            autoencoder=_FLOAT * self.autoencoder.resident,
             activations=self._activations(micro_batch),
             latents=latents * self.latent,
             field=field * self.latent + self._field_workspace(),

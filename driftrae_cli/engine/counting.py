@@ -65,6 +65,7 @@ class AutoencoderCount:
 
     Attributes:
         parameters: with its statistics.
+        resident: those that are not the decoder's, which is on the device for pictures only.
         channels: of a latent.
         encode_flop: of one picture.
         encode_bytes: while one picture goes through a block of the encoder.
@@ -72,6 +73,7 @@ class AutoencoderCount:
     """
 
     parameters: int
+    resident: int
     channels: int
     encode_flop: int
     encode_bytes: int
@@ -108,8 +110,10 @@ def count_autoencoder(config: RAEConfig) -> AutoencoderCount:
     with torch.device("meta"):  # timm's constructor looks into tensors
         model = RAE(config).eval()
         picture = torch.empty(1, 3, config.image_size, config.image_size)
+        sizes = {name: tensor.numel() for name, tensor in model.state_dict().items()}
         return AutoencoderCount(
-            parameters=sum(tensor.numel() for tensor in model.state_dict().values()),
+            parameters=sum(sizes.values()),
+            resident=sum(n for name, n in sizes.items() if not name.startswith("decoder.")),
             channels=encoder.width,
             encode_flop=_flop(lambda: model.encode(picture)),
             encode_bytes=int(4 * numbers),

@@ -8,6 +8,7 @@ import torch
 ASSUMED_UTILISATION = 0.4  # of the peak rate; what large transformers usually reach
 USABLE = 0.9  # of a GPU's memory; the rest is for its context and for gaps between tensors
 _USABLE_OF_A_COMPUTER = 0.5  # others use it too
+_GB = 2**30
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,14 @@ class Device:
 
 # NVIDIA's data sheets: H200, H100 and A100 Tensor Core GPU (SXM columns; their bf16 rates of
 # 1,979 and 624 TFLOPS are with sparsity, dense is half), GeForce RTX 4090 in the Ada GPU
-# architecture whitepaper, appendix A (bf16 with FP32 accumulate, dense).
+# architecture whitepaper, appendix A (bf16 with FP32 accumulate, dense). Memory chips come in
+# powers of two, so 24 GB on a data sheet are 24 x 2^30 bytes; the H200's 141 are taken as 10^9.
 DEVICES = (
     Device("H200", 141e9, 989e12, 67e12),
-    Device("H100 SXM", 80e9, 989e12, 67e12),
-    Device("A100 SXM 80 GB", 80e9, 312e12, 19.5e12),
-    Device("A100 SXM 40 GB", 40e9, 312e12, 19.5e12),
-    Device("RTX 4090", 24e9, 165e12, 82.6e12),
+    Device("H100 SXM", 80 * _GB, 989e12, 67e12),
+    Device("A100 SXM 80 GB", 80 * _GB, 312e12, 19.5e12),
+    Device("A100 SXM 40 GB", 40 * _GB, 312e12, 19.5e12),
+    Device("RTX 4090", 24 * _GB, 165e12, 82.6e12),
 )
 
 

@@ -28,6 +28,7 @@ from driftrae_cli.engine.obtain import obtain
 from driftrae_cli.engine.parallel import shard
 from driftrae_cli.engine.phases import Phases, unmeasured
 from driftrae_cli.engine.report import Reporter
+from driftrae_cli.engine.sample import park_decoder
 from driftrae_cli.engine.step_plan import Counts, StepPlan, check_shares
 from driftrae_cli.engine.world import World
 from driftrae_cli.errors import ConfigError
@@ -74,6 +75,7 @@ def open_recipe(config: DistillConfig, world: World, reporter: Reporter) -> Open
     rae_reference = config.rae or own_autoencoder(config.teacher, flow)
     world.on_main(lambda: _fetch(rae_reference, reporter))
     rae = load_rae(rae_reference, world.device, reporter)
+    park_decoder(rae)
     check_latents(flow, rae)
     weights = {
         "teacher": model_file(config.teacher, reporter),

@@ -14,7 +14,7 @@ from driftrae_cli.engine.parallel import is_shared_out, whole
 from driftrae_cli.engine.pictures import save_evolution, save_grid
 from driftrae_cli.engine.report import Reporter
 from driftrae_cli.engine.running_evaluation import RunningEvaluation
-from driftrae_cli.engine.sample import LatentGenerator, generate_pictures
+from driftrae_cli.engine.sample import LatentGenerator, decoder_near, generate_pictures
 from driftrae_cli.engine.trackers import Tracker
 from driftrae_cli.engine.train import Watchers
 from driftrae_cli.engine.world import World
@@ -57,7 +57,8 @@ class StudentFiles:
         labels = [label for label in classes for _ in range(_PREVIEWS_PER_CLASS)]
         indices = list(range(_PREVIEWS_PER_CLASS)) * len(classes)
         seed = self.opened.config.seed
-        batches = list(generate_pictures(make, rae, labels, indices, seed, len(labels)))
+        with decoder_near(rae, self.world.device):
+            batches = list(generate_pictures(make, rae, labels, indices, seed, len(labels)))
         if self.world.is_main:
             save_grid(path, torch.cat(batches), _PREVIEWS_PER_CLASS)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import mean, median
 
 from driftrae_cli.engine.metrics_log import FIELD, label
+from driftrae_cli.errors import OutputError
 
 COLLAPSED = 0.25  # of the data's spread; below it a class is nearly one picture
 SCATTERED = 4.0  # of the data's spread
@@ -177,10 +178,17 @@ def read_warnings(run: Path) -> list[Warned]:
 
 
 def write_warnings(run: Path, new: Iterable[Warned]) -> None:
-    """Add warnings to those of the run, so that `status` and a resumed run know them."""
-    with (run / _FILE).open("a") as file:
-        for warned in new:
-            file.write(json.dumps(asdict(warned), ensure_ascii=False) + "\n")
+    """Add warnings to those of the run, so that `status` and a resumed run know them.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
+    lines = [json.dumps(asdict(warned), ensure_ascii=False) + "\n" for warned in new]
+    try:
+        with (run / _FILE).open("a") as file:
+            file.writelines(lines)
+    except OSError as error:
+        raise OutputError(f"{run / _FILE}: cannot be written ({error.strerror})") from error
 
 
 def _read(line: str) -> Warned | None:

@@ -22,7 +22,7 @@ from driftrae_cli.engine.load import FlowCheckpoint
 from driftrae_cli.engine.metrics_log import EVAL
 from driftrae_cli.engine.obtain import obtain
 from driftrae_cli.engine.report import NullReporter, Reporter
-from driftrae_cli.engine.sample import LatentGenerator
+from driftrae_cli.engine.sample import LatentGenerator, decoder_near
 from driftrae_cli.engine.world import World
 from driftrae_cli.errors import ConfigError
 from driftrae_cli.fidelity.frechet import GaussianStats
@@ -81,10 +81,11 @@ class RunningEvaluation:
         """
         shown = replace(self.flow, model=model, role="student")
         make = LatentGenerator(shown, self.rae.latent_shape, 1, self.world.device)
-        score = score_generator(
-            self.judge, f"step {step}", make, self.rae, self.per_class, EVALUATION_SEED,
-            NullReporter(), self.world,
-        )  # fmt: skip
+        with decoder_near(self.rae, self.world.device):
+            score = score_generator(
+                self.judge, f"step {step}", make, self.rae, self.per_class, EVALUATION_SEED,
+                NullReporter(), self.world,
+            )  # fmt: skip
         return {
             f"{EVAL}frechet_distance-{score.pictures}": score.frechet_distance,
             f"{EVAL}class_accuracy-{score.pictures}": score.class_accuracy,

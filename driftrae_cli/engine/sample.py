@@ -6,6 +6,7 @@ Legend: B batch, D latent channels, H, W rows and columns.
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,6 +114,21 @@ def generate_pictures(
         pictures = finite_pictures(images, f"{make.flow.role} with its autoencoder")
         advance(min(start + batch_size, len(labels)))
         yield pictures
+
+
+def park_decoder(rae: RAE) -> None:
+    """Take the decoder, most of an autoencoder, off the device where it is not needed."""
+    rae.decoder.to("cpu")
+
+
+@contextmanager
+def decoder_near(rae: RAE, device: torch.device) -> Iterator[None]:
+    """Bring a parked decoder to `device` for some pictures."""
+    rae.decoder.to(device)
+    try:
+        yield
+    finally:
+        park_decoder(rae)
 
 
 def finite_pictures(images: Tensor, maker: str) -> Tensor:

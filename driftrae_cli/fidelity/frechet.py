@@ -3,7 +3,9 @@
 Legend: B samples of a batch, F features.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -54,6 +56,15 @@ class GaussianStats:
         scatter = scatter + torch.outer(gap_F, gap_F) * (self.count * other.count / count)
         mean_F = self.mean + gap_F * (other.count / count)
         return GaussianStats(mean_F, scatter / max(1, count - 1), count)
+
+    @staticmethod
+    def merged(parts: Iterable["GaussianStats"]) -> "GaussianStats":
+        """Statistics of all sets together, at least one."""
+        return reduce(GaussianStats.merge, parts)
+
+    def cpu(self) -> "GaussianStats":
+        """The same on the CPU, as other processes can take it."""
+        return GaussianStats(self.mean.cpu(), self.cov.cpu(), self.count)
 
 
 def frechet_distance(a: GaussianStats, b: GaussianStats) -> float:

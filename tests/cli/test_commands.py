@@ -13,7 +13,9 @@ from driftrae_cli.cli.app import app
 from driftrae_cli.cli.output import print_result
 from driftrae_cli.config.load import load
 from driftrae_cli.config.schema import DataConfig, DistillConfig, PretrainConfig
-from driftrae_cli.errors import NumericsError
+from driftrae_cli.engine.runtime import pick_device
+from driftrae_cli.engine.world import alone
+from driftrae_cli.errors import ConfigError, NumericsError
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,14 @@ def test_training_commands(engine, command, recipe, schema, override):
     result = driftrae(command, recipe, *arguments)
     assert result.exit_code == 0
     changed = load(recipe, [override, "seed=4"], schema)
+
+    def where(device):
+        shared = command == "distill"  # with other processes
+        return {"world": alone(pick_device(device))} if shared else {"device": device}
+
     assert calls == [
-        ((load(recipe, [], schema), Path("runs", recipe)), {"device": "auto"}),
-        ((changed, Path("there")), {"device": "cpu"}),
+        ((load(recipe, [], schema), Path("runs", recipe)), where("auto")),
+        ((changed, Path("there")), where("cpu")),
     ]
 
 
@@ -121,7 +128,57 @@ def test_dry_run_shows_the_recipe_and_computes_nothing(engine, tmp_path, command
 def test_dry_run_as_json(engine):
     chosen = ["--set", "field.temperatures=[0.5, 1]", "--dry-run", "--json"]
     result = driftrae("distill", "shapes", *chosen)
-    assert json.loads(result.stdout)["field"]["temperatures"] == [0.5, 1.0]
+    shown = json.loads(result.stdout)
+    assert shown["field"]["temperatures"] == [0.5, 1.0]
+    assert {row["device"] for row in shown["costs"]["devices"]} >= {"H200", "RTX 4090"}
+    [memory] = shown["costs"]["memory_gb"]
+    assert memory["micro_batch"] == "all"
+
+
+def test_dry_run_says_what_is_counted(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    result = driftrae("distill", "imagenet256-xl", "--data", "nowhere", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "each of 8 GPUs: counted, not measured" in result.stderr
+    assert "an assumed 40 % of the peak rate" in result.stderr
+    lines = result.stderr.splitlines()
+    assert next(line for line in lines if line.startswith("micro batch")).split()[-1] == "total"
+    assert next(line for line in lines if line.startswith("H100 SXM")).split()[2:4] == ["yes", "64"]
+    assert next(line for line in lines if line.startswith("RTX 4090")).split()[2:4] == ["no", "-"]
+
+
+def test_dry_run_without_known_shapes(monkeypatch):
+    chosen = ["--teacher", "hf://nobody/nothing", "--dry-run"]
+    result = driftrae("distill", "shapes", *chosen)
+    assert result.exit_code == 0
+    assert "teacher: hf://nobody/nothing" in result.stdout
+    assert "Costs are not known: hf://nobody/nothing: its shape is not known" in result.stderr
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_dry_run_of_processes_that_cannot_share(monkeypatch, more):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    result = driftrae("distill", "shapes", "--dry-run", *more)
+    assert (result.exit_code, result.stdout) == (ConfigError.exit_code, "")
+    [line] = result.stderr.splitlines()
+    assert line.startswith("error: step.classes: 10 classes cannot be shared out equally over 3")
+
+
+def test_only_one_process_shows_a_dry_run(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    result = driftrae("distill", "shapes", "--dry-run")
+    assert (result.exit_code, result.output) == (0, "")
+
+
+def test_profile(engine):
+    calls = engine("profile", "profile")
+    result = driftrae("distill", "shapes", "--profile", "3", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    [((config, steps), named)] = calls
+    assert (config, steps) == (load("shapes", [], DistillConfig), 3)
+    assert named == {"world": alone(pick_device("cpu"))}
+    assert "distance" in result.stdout
 
 
 def test_sample(engine):

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from driftrae_cli.cli.progress import BarReporter, LineReporter
+from driftrae_cli.cli.progress import BarReporter, LineReporter, ProcessReporter, reporter
 
 
 @pytest.fixture
@@ -20,13 +20,13 @@ def test_lines_are_ten_seconds_apart_and_tell_the_time_left(log):
     reporter.start("distilling", 100)
     for step in range(1, 31):
         now[0] += 1.0
-        reporter.advance(step, {"loss": 0.123456, "V": 2.0})
+        reporter.advance(step, {"loss": 0.123456, "learning_rate": 1.0, "grad_norm": 2.0})
     reporter.finish()
     assert lines == [
         "distilling: 0/100",
-        "distilling: 10/100, 1 min 30 s left  loss 0.1235  V 2",
-        "distilling: 20/100, 1 min 20 s left  loss 0.1235  V 2",
-        "distilling: 30/100, 1 min 10 s left  loss 0.1235  V 2",
+        "distilling: 10/100, 1 min 30 s left  loss 0.1235  grad 2",
+        "distilling: 20/100, 1 min 20 s left  loss 0.1235  grad 2",
+        "distilling: 30/100, 1 min 10 s left  loss 0.1235  grad 2",
         "distilling: done in 30 s",
     ]
 
@@ -37,6 +37,49 @@ def test_time_left_of_a_resumed_run_counts_its_own_steps_only(log):
     now[0] += 20.0
     reporter.advance(1010, {})
     assert lines[1] == "teacher: 1010/4000, 1 h 39 min left"
+
+
+def test_the_numbers_that_say_how_a_distillation_goes(log):
+    """With short names and units, in one order; the loss is constant and says nothing."""
+    reporter, lines, now = log
+    metrics = {
+        "field/2/0.02": 0.55,
+        "field/2/0.05": 0.34,
+        "field/2/0.2": 0.0993,
+        "field/all/0.02": 0.7,
+        "neighbours/2/0.02": 1.95,
+        "diversity": 1.03,
+        "loss": 1.0,
+        "grad_norm": 0.417,
+        "learning_rate": 1e-3,
+        "samples_per_second": 318.2,
+        "memory_gb": 17.3,
+        "eval/frechet_distance-500": 0.9,
+        "eval/class_accuracy-500": 0.95,
+    }
+    reporter.start("distilling", 240)
+    now[0] += 60.0
+    reporter.advance(60, metrics)
+    assert lines[1] == (
+        "distilling: 60/240, 3 min 0 s left  field/2/0.02 0.55  field/2/0.05 0.34  "
+        "field/2/0.2 0.0993  diversity 1.03  FD of 500 0.9  accuracy of 500 0.95  grad 0.417  "
+        "318.2 samples/s  17.3 GB"
+    )
+
+
+def test_other_processes_of_a_run_have_messages_only(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "3")
+    with reporter() as shown:
+        shown.start("distilling", 10)
+        shown.advance(5, {"loss": 1.0})
+        shown.message("skipped a.jpg")
+        shown.finish()
+    assert isinstance(shown, ProcessReporter)
+    assert capsys.readouterr().err == "process 3: skipped a.jpg\n"
+    monkeypatch.setenv("RANK", "0")
+    with reporter() as shown:
+        shown.start("distilling", 10)
+    assert capsys.readouterr().err == "distilling: 0/10\n"
 
 
 def test_messages_pass_through(log):
@@ -61,3 +104,15 @@ def test_bar_shows_phase_count_and_metrics_and_ends():
     assert "loss 0.5" in text
     assert "sampling" in text
     assert text.rstrip().endswith("\x1b[?25h"), "the cursor is visible again"
+
+
+def test_in_a_narrow_terminal_the_bar_and_the_first_numbers_stay():
+    screen = io.StringIO()
+    reporter = BarReporter(Console(file=screen, force_terminal=True, width=80, highlight=False))
+    reporter.start("distilling", 240)
+    metrics = {f"field/2/0.{k}": 0.5 for k in range(3)}
+    reporter.advance(60, {**metrics, "grad_norm": 1.0, "samples_per_second": 100.0})
+    reporter.close()
+    text = screen.getvalue()
+    assert "distilling" in text and "60/240" in text and "field/2/0.0" in text
+    assert "samples/s" not in text and "…" in text

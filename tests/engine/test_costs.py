@@ -259,6 +259,10 @@ def test_the_papers_recipe():
     assert h100.seconds_a_step == pytest.approx(row.total / (0.4 * 989), rel=0.02)
     assert h100.hours == pytest.approx(h100.seconds_a_step * 10_000 / 3600)
     card = next(device for device in costs.devices if device.device == "RTX 4090")
+    assert card.fits and card.memory_gb < 24
+    wide = estimate(load("imagenet512-xl", ["data.source=nowhere"], DistillConfig), 8)
+    assert isinstance(wide, Costs)
+    card = next(device for device in wide.devices if device.device == "RTX 4090")
     assert not card.fits and card.hours is None
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from driftrae_cli.engine.health import Health, Warned, read_warnings, write_warnings
+from driftrae_cli.errors import OutputError
 
 # Recorded in runs of the `shapes` preset over 60 steps, with a line for the steps
 # 1, 2, 3, 4, 5, 6, 12, 24, 36, 48, 60: the field at τ = 0.2 and the diversity.
@@ -116,3 +117,10 @@ def test_a_resumed_run_does_not_repeat_warnings(tmp_path: Path) -> None:
     assert told == found
     assert _warnings(ORIGINAL, Health(60, 128, 64, told)) == []
     assert read_warnings(tmp_path / "none") == []
+
+
+def test_warnings_that_cannot_be_written_end_no_run(tmp_path: Path) -> None:
+    """The loop goes on after an `OutputError`."""
+    (tmp_path / "warnings.jsonl").mkdir()
+    with pytest.raises(OutputError, match=r"warnings\.jsonl: cannot be written"):
+        write_warnings(tmp_path, [Warned(1, "field", "growing")])

@@ -13,6 +13,7 @@ from driftrae_cli.engine.distill import distill
 from driftrae_cli.engine.load import load_flow
 from driftrae_cli.engine.pretrain import pretrain
 from driftrae_cli.engine.report import NullReporter
+from driftrae_cli.engine.world import alone
 
 FEW = [
     "step.classes=2", "step.positives=4", "step.grad_negatives=2", "step.detached_negatives=3",
@@ -38,7 +39,7 @@ def test_distilling(preset: str, photos: Path, tmp_path: Path) -> None:
     given = [f"data.source={photos}", "data.per_class=null"]
     models = ["teacher=shapes-teacher", "rae=shapes-rae"]
     config = load(preset, [*given, *models, *FEW], DistillConfig)
-    result = distill(config, tmp_path, reporter=NullReporter(), device="cpu")
+    result = distill(config, tmp_path, reporter=NullReporter(), world=alone(torch.device("cpu")))
     assert load_flow(result.student, torch.device("cpu")).role == "student"
 
 

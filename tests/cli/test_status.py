@@ -1,0 +1,103 @@
+"""`driftrae status` and `driftrae plot` as somebody types them."""
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from driftrae_cli.cli import status as command
+from driftrae_cli.cli.app import app
+from driftrae_cli.config.load import dump, load
+from driftrae_cli.config.schema import DistillConfig
+from driftrae_cli.engine.rundir import held
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = tmp_path / "my [run]"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(dump(load("shapes", [], DistillConfig)))
+    _log(folder, 60, {"field/2/0.2": 0.1, "samples_per_second": 80.0, "memory_gb": 3.25})
+    return folder
+
+
+def _log(folder: Path, step: int, numbers: dict[str, float]) -> None:
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": step, **numbers}) + "\n")
+
+
+def _typed(*words: object) -> str:
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_status_in_words(run):
+    with held(run):
+        text = " ".join(_typed("status", run).split())
+    for part in (
+        f"{run} (distill)",
+        "state running, process ",
+        "distilling step 60 of 240 (25.0%)",
+        "time left 12 min 0 s",
+        "checkpoint none yet",
+        "field/2/0.2 0.1",
+        "80 samples/s",
+        "3.25 GB",
+    ):
+        assert part in text, part
+    assert "state stopped; the same command goes on" in " ".join(_typed("status", run).split())
+
+
+def test_status_for_programs(run):
+    _log(run, 65, {"loss": float("nan")})
+    found = json.loads(_typed("status", run, "--json"))
+    assert (found["state"], found["step"], found["steps"]) == ("stopped", 65, 240)
+    assert found["numbers"] == [{"name": "loss", "value": None}]
+
+
+def test_watching_ends_with_the_run(run, monkeypatch):
+    monkeypatch.setattr(command, "_SECONDS_BETWEEN_LOOKS", 0.05)
+
+    def work():
+        with held(run):
+            started.set()
+            for step in range(61, 65):
+                time.sleep(0.1)
+                _log(run, step, {})
+
+    started = threading.Event()
+    worker = threading.Thread(target=work)
+    worker.start()
+    started.wait()
+    text = _typed("status", run, "--watch")
+    worker.join()
+    assert "step 64 of 240" in text and "stopped" in text
+
+
+def test_ctrl_c_ends_watching_quietly(run, monkeypatch):
+    def interrupt(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command.time, "sleep", interrupt)
+    with held(run):
+        assert "running" in _typed("status", run, "--watch")
+
+
+def test_no_run_is_a_message(tmp_path):
+    result = CliRunner().invoke(app, ["status", str(tmp_path / "none")])
+    assert result.exit_code == 2
+    assert "error: " in result.output and "no run of driftrae" in result.output
+
+
+def test_plot(run, tmp_path):
+    assert "curves.png" in _typed("plot", run)
+    assert (run / "curves.png").stat().st_size > 1000
+    out = tmp_path / "both.svg"
+    assert json.loads(_typed("plot", run, run, "--out", out, "--json"))["out"] == str(out)
+    result = CliRunner().invoke(app, ["plot", str(run), "--out", str(out)])
+    assert result.exit_code == 7 and "--overwrite" in result.output
+    _typed("plot", run, "--out", out, "--overwrite")
