@@ -152,6 +152,17 @@ def test_recomputed_blocks_give_the_same_gradient() -> None:
     torch.testing.assert_close(again, whole, rtol=0, atol=1e-6 * whole.abs().max().item())
 
 
+@pytest.mark.slow
+def test_a_translated_network_gives_the_same_gradient() -> None:
+    """torch.compile takes half a minute for the smallest network."""
+    for micro_batch in (None, 2):
+        whole, _ = _gradient(_task(micro_batch, FieldSettings())[0])
+        task, _ = _task(micro_batch, FieldSettings())
+        task.model.compile()
+        again, _ = _gradient(task)
+        torch.testing.assert_close(again, whole, rtol=0, atol=1e-4 * whole.abs().max().item())
+
+
 def test_recomputed_blocks_keep_less() -> None:
     kept = []
     for recompute in (False, True):
