@@ -5,6 +5,8 @@ Raise these with a text that says what was wrong, where, and what to do next.
 any other exception is a defect of ours and keeps its traceback.
 """
 
+INTERRUPTED = 130  # exit code that shells expect after Ctrl-C
+
 
 class DriftraeError(Exception):
     """Base of all errors that are reported without a traceback."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from driftrae_cli.data.sampler import ClassIndex
 from driftrae_cli.drift.field import FieldSettings
@@ -15,7 +16,7 @@ from driftrae_cli.engine.distill_step import DriftDistillation
 from driftrae_cli.engine.parallel import shard, whole
 from driftrae_cli.engine.report import NullReporter
 from driftrae_cli.engine.step_plan import Counts, StepPlan
-from driftrae_cli.engine.train import LoopSettings, train
+from driftrae_cli.engine.train import LoopSettings, Watchers, train
 from driftrae_cli.engine.world import World
 from driftrae_cli.errors import DataError
 from driftrae_cli.models.ditdh import DiTDH, DiTDHConfig
@@ -32,13 +33,14 @@ def student() -> DiTDH:
     return model
 
 
-def training(
-    world: World, folder: Path, parallel: str, normalize: str, micro_batch: int | None, steps: int
-) -> "list[np.ndarray]":
-    """Averaged weights after training some steps, resumed where there are checkpoints.
-
-    As arrays: a tensor from a process that has ended cannot be read.
-    """
+def prepared(
+    world: World,
+    parallel: str,
+    normalize: str = "token",
+    micro_batch: int | None = None,
+    bad_from: int | None = None,
+) -> tuple[DriftDistillation, DiTDH]:
+    """A distillation and a network for its averaged weights; draws `bad_from` on are lacking."""
     latents = torch.randn(60, 8, 4, 4, generator=torch.Generator().manual_seed(1))
     counts = Counts(4, 7, 3, 3, micro_batch)
     index = ClassIndex.of(torch.arange(60) % len(NAMES), NAMES)
@@ -48,17 +50,82 @@ def training(
     if parallel == "fsdp":
         for network in (model, average):
             shard(network, network.blocks, world)
+
+    def feed(number: int) -> torch.Tensor:
+        if bad_from is not None and number >= bad_from:
+            raise DataError("too many pictures cannot be read")
+        return latents[plan.rows(number)]
+
     settings = FieldSettings(normalize=normalize)  # type: ignore[arg-type]
     task = DriftDistillation(
-        model, plan, lambda number: latents[plan.rows(number)], DriftObjective(settings), counts,
+        model, plan, feed, DriftObjective(settings), counts,
         seed=0, precision="float32", world=world, class_names=NAMES,
     )  # fmt: skip
-    loop = LoopSettings(
-        steps=steps, learning_rate=1e-3, final_learning_rate=1e-3, metrics_every=1,
-        checkpoint_every=2, ema_decay=0.9, ema_warmup=0,
+    return task, average
+
+
+def training(
+    world: World, folder: Path, parallel: str, normalize: str, micro_batch: int | None, steps: int
+) -> "list[np.ndarray]":
+    """Averaged weights after training some steps, resumed where there are checkpoints.
+
+    As arrays: a tensor from a process that has ended cannot be read.
+    """
+    task, average = prepared(world, parallel, normalize, micro_batch)
+    averaged = train(
+        task, _loop(steps, checkpoint_every=2), folder, NullReporter(),
+        world=world, average=average,
     )  # fmt: skip
-    averaged = train(task, loop, folder, NullReporter(), world=world, average=average)
     return [whole(p).detach().clone().numpy() for p in averaged.parameters()]
+
+
+def _loop(steps: int, **settings: int) -> LoopSettings:
+    return LoopSettings(
+        steps=steps, learning_rate=1e-3, final_learning_rate=1e-3, metrics_every=1,
+        ema_decay=0.9, ema_warmup=0, **settings,
+    )  # fmt: skip
+
+
+def watched(world: World, folder: Path, parallel: str) -> list[float]:
+    """What the averaged network gives after every second step, with no checkpoint between."""
+    task, average = prepared(world, parallel)
+    z = torch.randn(2, 8, 4, 4, generator=torch.Generator().manual_seed(2))
+    seen = []
+
+    @torch.no_grad()
+    def evaluate(step: int, model: DiTDH) -> dict[str, float]:
+        velocity = model(z, torch.ones(2), torch.tensor([0, 1]))
+        seen.append(velocity.square().mean().item())
+        return {"score": 0.0}
+
+    train(
+        task, _loop(6, eval_every=2), folder, NullReporter(),
+        world=world, watchers=Watchers(evaluate=evaluate), average=average,
+    )  # fmt: skip
+    return seen
+
+
+def bad_data(world: World, folder: Path, parallel: str, which: int) -> None:
+    """In the fourth step one process has no latents for its second class."""
+    bad_from = 3 * 2 + 1 if world.rank == which else None
+    task, average = prepared(world, parallel, bad_from=bad_from)
+    train(task, _loop(6), folder, NullReporter(), world=world, average=average)
+
+
+def exchanges(world: World, micro_batch: int | None) -> int:
+    """How often gradients are averaged in one step."""
+    task, _ = prepared(world, "ddp", micro_batch=micro_batch)
+    count = 0
+
+    def hook(_: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        nonlocal count
+        count += 1
+        averaged = dist.all_reduce(bucket.buffer() / world.size, async_op=True).get_future()
+        return averaged.then(lambda done: done.value()[0])
+
+    task._trained.register_comm_hook(None, hook)  # type: ignore[operator]
+    task(0)
+    return count
 
 
 def everything(world: World) -> tuple[object, ...]:

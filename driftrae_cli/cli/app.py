@@ -25,9 +25,14 @@ from driftrae_cli.cli.push import push
 from driftrae_cli.cli.sample import sample
 from driftrae_cli.cli.stats import stats
 from driftrae_cli.cli.status import status
-from driftrae_cli.errors import ConfigError, DriftraeError, OutputError, ToldElsewhereError
+from driftrae_cli.errors import (
+    INTERRUPTED,
+    ConfigError,
+    DriftraeError,
+    OutputError,
+    ToldElsewhereError,
+)
 
-_INTERRUPTED = 130  # what shells expect after Ctrl-C
 _RESUMABLE = (distill, encode, fetch, pretrain)
 _SHARED_OUT = (distill,)  # to the processes of `torchrun`
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
@@ -47,7 +52,7 @@ def explain(error: BaseException, resumable: bool) -> tuple[str, int] | None:
     """Message and exit code of an error that is not a defect of ours; None for defects."""
     if isinstance(error, KeyboardInterrupt):
         hint = "; run the same command again to resume" if resumable else ""
-        return f"interrupted{hint}", _INTERRUPTED
+        return f"interrupted{hint}", INTERRUPTED
     if isinstance(error, DriftraeError):
         return f"error: {error}", error.exit_code
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:

@@ -119,6 +119,7 @@ class Workload:
         perturbed: whether every temperature has its own distances.
         common_unit: whether all classes' fields must be known before any can be used.
         streamed: whether pictures are encoded in every step.
+        processes: that share the run.
         shares: processes that each hold a share of the weights; 1 if all hold all.
         recompute: whether blocks are computed again.
         bf16: precision of the networks.
@@ -136,6 +137,7 @@ class Workload:
     perturbed: bool
     common_unit: bool
     streamed: bool
+    processes: int
     shares: int
     recompute: bool
     bf16: bool
@@ -179,7 +181,7 @@ class Workload:
         )
         return Memory(
             weights=_FLOAT * net.parameters // share,
-            gradients=_FLOAT * net.trained // share,
+            gradients=_FLOAT * net.trained // share * self._gradient_copies(micro_batch),
             optimiser=2 * _FLOAT * net.trained // share,
             average=_FLOAT * net.parameters // share,
             gathered=2 * _FLOAT * net.largest_block if share > 1 else 0,
@@ -210,6 +212,11 @@ class Workload:
         count = self.arithmetic(micro_batch)
         rate = device.bf16 if self.bf16 else device.float32
         return (count.networks / rate + count.field / device.float32) / ASSUMED_UTILISATION
+
+    def _gradient_copies(self, micro_batch: int | None) -> int:
+        """Two where passes add up before the processes exchange gradients in their own place."""
+        several_passes = self.portion(micro_batch) < self.classes or self.is_replayed(micro_batch)
+        return 2 if self.processes > 1 and self.shares == 1 and several_passes else 1
 
     def _activations(self, micro_batch: int | None) -> int:
         """The larger of a pass with gradient and one without, and the weights' copies."""
@@ -273,6 +280,7 @@ def workload(
         perturbed=field.perturb,
         common_unit=field.normalize == "batch",
         streamed=streamed,
+        processes=processes,
         shares=processes if config.compute.parallel == "fsdp" else 1,
         recompute=config.compute.recompute,
         bf16=bf16,

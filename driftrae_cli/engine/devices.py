@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from driftrae_cli.engine.runtime import processes_here
+
 ASSUMED_UTILISATION = 0.4  # of the peak rate; what large transformers usually reach
 USABLE = 0.9  # of a GPU's memory; the rest is for its context and for gaps between tensors
 _USABLE_OF_A_COMPUTER = 0.5  # others use it too
@@ -50,5 +52,4 @@ def memory_budget(device: torch.device) -> int:
     if device.type == "cuda":
         return int(USABLE * torch.cuda.get_device_properties(device).total_memory)
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return int(_USABLE_OF_A_COMPUTER * physical / here)
+    return int(_USABLE_OF_A_COMPUTER * physical / processes_here())

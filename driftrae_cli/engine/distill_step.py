@@ -24,6 +24,7 @@ from driftrae_cli.engine.runtime import generator, network_precision, peak_memor
 from driftrae_cli.engine.step_plan import Counts, StepPlan
 from driftrae_cli.engine.train import StepOutput
 from driftrae_cli.engine.world import World
+from driftrae_cli.errors import DataError
 from driftrae_cli.models.ditdh import DiTDH
 from driftrae_cli.models.generator import OneStepGenerator
 
@@ -110,6 +111,7 @@ class DriftDistillation:
         self._network = OneStepGenerator(student)
         self._trained = averaging_gradients(self._network, world)
         self.reports: tuple[ClassReport, ...] = ()
+        self._failure: DataError | None = None
 
     def __call__(self, step: int) -> StepOutput:
         portions = list(self._portions(step))
@@ -139,6 +141,7 @@ class DriftDistillation:
             {**metrics, "memory_gb": peak_memory(self._world.device) / 1e9},
             self._plan.classes_here * self._counts.grad_negatives,
             partial(_diagnosis, self._names, self.reports),
+            self._failure,
         )
 
     def diversity_by_class(self) -> dict[str, float]:
@@ -172,7 +175,7 @@ class DriftDistillation:
         """
         n = self._counts
         with self._phases("data"):
-            draws = [self._positives(first + k) for k in range(len(classes))]
+            draws = [self._draw(first + k) for k in range(len(classes))]
         with self._phases("generate"):
             shape = draws[0].shape[1:]
             noise = torch.stack([self._noise(step, label, shape) for label in classes])
@@ -197,6 +200,23 @@ class DriftDistillation:
                 finite.append(gen_NCD.isfinite().all())
         kept = None if final is None else gen_KNCD
         return _Sampled(classes, z_KNDHW, kept, drifts, spread, finite)
+
+    def _draw(self, number: int) -> Tensor:
+        """Positives of one draw, [P, D, H, W].
+
+        With several processes, zeros once there are none to be had, so that the others do not
+        wait for this one for ever; see `StepOutput.failure`.
+        """
+        if self._failure is None:
+            try:
+                return self._positives(number)
+            except DataError as error:
+                if self._world.size == 1:
+                    raise
+                self._failure = error
+        shape = self.model.config
+        size = self._counts.positives, shape.in_channels, shape.input_size, shape.input_size
+        return torch.zeros(size, device=self._world.device)
 
     def _common_unit(self, sampled: list[_Sampled]) -> Tensor:
         """Mean square of all fields of the step, [G, T]."""

@@ -6,6 +6,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from driftrae_cli.engine.parallel import shares_changed
+
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -39,3 +41,4 @@ class WeightAverage(Generic[Network]):
     def update(self, decay: float) -> None:
         """average <- decay * average + (1 - decay) * weights."""
         torch._foreach_lerp_(self._average, self._source, 1 - decay)
+        shares_changed(self.model)

@@ -6,7 +6,7 @@ makes, so the numbers do not depend on how many there are.
 Legend: B batch, F features of the scoring network, K classes.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -18,6 +18,7 @@ from driftrae_cli.engine.build import DataConfig
 from driftrae_cli.engine.latent_data import load_pictures
 from driftrae_cli.engine.load import FlowCheckpoint, check_latents, load_flow, load_partner
 from driftrae_cli.engine.obtain import obtain
+from driftrae_cli.engine.parallel import is_shared_out
 from driftrae_cli.engine.report import NullReporter, Reporter
 from driftrae_cli.engine.runtime import pick_device
 from driftrae_cli.engine.sample import (
@@ -103,17 +104,28 @@ class Judge:
         return Score(name, distance, all_.right / count, count, steps)
 
     def score_together(
-        self, name: str, batches: Iterable[Tensor], labels: Tensor, steps: int | None, world: World
+        self,
+        name: str,
+        batches: Iterable[Tensor],
+        labels: Tensor,
+        steps: int | None,
+        world: World,
+        catch_up: Callable[[], None],
     ) -> Score:
         """Score the pictures of all processes, of which this one has `labels` [N], maybe none.
 
         Collective. An error of one process is raised in all.
+
+        Args:
+            catch_up: goes through the network as often as it takes for all processes to have
+                done so equally often, also after an error.
         """
         part: _Measured | DriftraeError
         try:
             part = _measure(self.net, batches, labels, self.device).cpu()
         except DriftraeError as error:
             part = error
+        catch_up()
         parts = []
         for other in world.gather(part):
             if isinstance(other, DriftraeError):
@@ -168,29 +180,42 @@ def score_generator(
     classes = len(make.flow.class_names)
     labels = [label for label in range(classes) for _ in range(per_class)]
     indices = list(range(per_class)) * classes
-    rows, idle = _share(len(labels), world)
+    rows, rounds = _share(len(labels), world)
     mine = [labels[row] for row in rows]
     reporter.start(f"scoring {name}", len(mine))
 
-    def pictures() -> Iterator[Tensor]:
-        yield from generate_pictures(
-            make, rae, mine, [indices[row] for row in rows], seed, _BATCH,
-            lambda done: reporter.advance(done, {}),
-        )  # fmt: skip
-        if idle:  # a network whose weights are shared out needs every process each time
+    passes = 0
+
+    def count(*_: object) -> None:
+        nonlocal passes
+        passes += 1
+
+    def catch_up() -> None:
+        # A network whose weights are shared out needs every process each time.
+        while is_shared_out(make.flow.model) and passes < rounds:
             make(labels[:1], indices[:1], seed)
 
-    score = judge.score_together(name, pictures(), torch.tensor(mine), make.steps, world)
+    counting = make.flow.model.register_forward_pre_hook(count)
+    pictures = generate_pictures(
+        make, rae, mine, [indices[row] for row in rows], seed, _BATCH,
+        lambda done: reporter.advance(done, {}),
+    )  # fmt: skip
+    try:
+        score = judge.score_together(
+            name, pictures, torch.tensor(mine), make.steps, world, catch_up
+        )
+    finally:
+        counting.remove()
     reporter.finish()
     return score
 
 
-def _share(count: int, world: World) -> tuple[list[int], bool]:
-    """Rows of this process, in whole batches, and whether it has a batch less than others."""
+def _share(count: int, world: World) -> tuple[list[int], int]:
+    """Rows of this process, in whole batches, and the most batches that a process has."""
     starts = range(0, count, _BATCH)
     mine = starts[world.rank :: world.size]
     rows = [row for start in mine for row in range(start, min(start + _BATCH, count))]
-    return rows, len(mine) < -(-len(starts) // world.size)
+    return rows, -(-len(starts) // world.size)
 
 
 def score_reconstructions(judge: Judge, rae: RAE, real: LabeledImages) -> Score:

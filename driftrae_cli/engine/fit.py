@@ -7,7 +7,7 @@ import torch
 from driftrae_cli.engine.build import DistillConfig
 from driftrae_cli.engine.costs import Workload, fitting_micro_batch, workload
 from driftrae_cli.engine.devices import memory_budget
-from driftrae_cli.engine.runtime import has_fast_bf16, network_precision
+from driftrae_cli.engine.runtime import network_precision, uses_bf16
 from driftrae_cli.engine.world import World
 from driftrae_cli.models.ditdh import DiTDH
 from driftrae_cli.models.rae import RAE
@@ -30,7 +30,7 @@ def micro_batch_for(config: DistillConfig, model: DiTDH, rae: RAE, world: World)
     if given != "auto":
         return given
     device = world.device
-    bf16 = in_bf16(config, device)
+    bf16 = uses_bf16(device, config.precision)
     load = workload(
         config,
         model.config,
@@ -43,13 +43,9 @@ def micro_batch_for(config: DistillConfig, model: DiTDH, rae: RAE, world: World)
     size = fitting_micro_batch(load, memory_budget(device))
     if device.type == "cuda" and load.shares == 1:
         size = _tried(model, load, size, device, config.precision)
+        torch.cuda.reset_peak_memory_stats(device)  # or the training would seem to need as much
     sizes = world.gather(size)
     return min(sizes, key=lambda size: math.inf if size is None else size)
-
-
-def in_bf16(config: DistillConfig, device: torch.device) -> bool:
-    """Whether a recipe's networks run in bf16 on a device, see `network_precision`."""
-    return config.precision == "bf16" or (config.precision == "auto" and has_fast_bf16(device))
 
 
 def _tried(

@@ -22,7 +22,7 @@ from driftrae_cli.engine.latent_feeds import (
 )
 from driftrae_cli.engine.latents import ENCODING_BATCH, LatentSet, encoded, encoding_settings
 from driftrae_cli.engine.report import Reporter
-from driftrae_cli.engine.world import processes_here
+from driftrae_cli.engine.runtime import processes_here
 from driftrae_cli.errors import ConfigError, DataError
 from driftrae_cli.models.rae import RAE
 

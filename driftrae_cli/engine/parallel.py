@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -45,6 +45,15 @@ def as_held(tensor: Tensor, like: Tensor) -> Tensor:
     if not isinstance(like, DTensor):
         return near
     return distribute_tensor(near, like.device_mesh, like.placements)
+
+
+def shares_changed(model: nn.Module) -> None:
+    """Have the next pass gather the weights anew; to be called after they were written to.
+
+    FSDP2 keeps those outside of blocks gathered after a pass, until one goes backward.
+    """
+    if isinstance(model, FSDPModule):
+        model.reshard()
 
 
 def is_shared_out(model: nn.Module) -> bool:

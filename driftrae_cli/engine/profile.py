@@ -9,10 +9,10 @@ import torch
 from driftrae_cli.engine.build import DistillConfig, loop_settings
 from driftrae_cli.engine.costs import workload
 from driftrae_cli.engine.distill_task import Opened, open_recipe, opened_task
-from driftrae_cli.engine.fit import in_bf16, micro_batch_for
+from driftrae_cli.engine.fit import micro_batch_for
 from driftrae_cli.engine.phases import Stopwatch
 from driftrae_cli.engine.report import Reporter
-from driftrae_cli.engine.runtime import peak_memory
+from driftrae_cli.engine.runtime import peak_memory, uses_bf16
 from driftrae_cli.engine.step import new_state, update
 from driftrae_cli.engine.world import World
 
@@ -79,7 +79,7 @@ def profile(config: DistillConfig, steps: int, *, reporter: Reporter, world: Wor
     fixed = replace(config, step=replace(config.step, micro_batch=size))
     watch = Stopwatch(world.device)
     seconds = _measure(replace(opened, config=fixed), steps, watch, reporter, world) / steps
-    rate = matrix_rate(world.device, in_bf16(config, world.device))
+    rate = matrix_rate(world.device, uses_bf16(world.device, config.precision))
     gradients = config.step.classes * config.step.grad_negatives
     return Profile(
         steps=steps,
@@ -110,7 +110,7 @@ def _measure(
             if step == _WARM_UP:
                 watch.seconds.clear()
                 began = time.perf_counter()
-            update(task.objective, state, settings, step, watch)
+            update(task.objective, state, settings, step, world, watch)
             reporter.advance(step + 1, {})
         if world.device.type == "cuda":
             torch.cuda.synchronize(world.device)
@@ -133,7 +133,7 @@ def _flop_of_step(opened: Opened, micro_batch: int | None, world: World) -> int:
         opened.rae.config,
         processes=world.size,
         streamed=False,
-        bf16=in_bf16(opened.config, world.device),
+        bf16=uses_bf16(world.device, opened.config.precision),
     )
     return load.arithmetic(micro_batch).total
 

@@ -24,7 +24,7 @@ from driftrae_cli.engine.build import (
     read_config,
 )
 from driftrae_cli.engine.report import Reporter
-from driftrae_cli.engine.runtime import has_fast_bf16, uses_bf16
+from driftrae_cli.engine.runtime import has_fast_bf16, uses_bf16, uses_tf32
 from driftrae_cli.engine.world import World
 from driftrae_cli.errors import ConfigError, OutputError
 from driftrae_cli.files import write_text
@@ -272,7 +272,7 @@ def _provenance(
         "git_revision": _git_revision(),
         "processes": world.size,
         "precision": precision,
-        "tf32": False,  # networks run in bf16 or float32, distances in float32
+        "tf32": uses_tf32(),
         "machine": {
             "processor": platform.machine(),
             "device": str(device),

@@ -2,10 +2,12 @@
 
 import hashlib
 import os
+import re
 import resource
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -22,8 +24,10 @@ def pick_device(name: str) -> torch.device:
     Raises:
         ConfigError: the device is not known to torch or not present.
     """
-    # Convolutions would round to 10 bits by themselves; matrix products do not.
+    # Convolutions would round to 10 bits by themselves, and matrix products where the
+    # environment says so, as in some containers.
     torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -36,10 +40,25 @@ def pick_device(name: str) -> torch.device:
         return device
     if not torch.cuda.is_available():
         raise ConfigError(f"--device {name}: this machine has no CUDA device; use --device cpu")
-    if "LOCAL_RANK" in os.environ and name == "cuda":
+    if name != "cuda" and processes_here() > 1:
+        raise ConfigError(
+            f"--device {name}: of several processes on a machine each needs a device of its own; "
+            "use auto or cuda"
+        )
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
         device = torch.device("cuda", _own_gpu(int(os.environ["LOCAL_RANK"])))
         torch.cuda.set_device(device)
     return device
+
+
+def processes_here() -> int:
+    """How many processes of the run share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def uses_tf32() -> bool:
+    """Whether float32 may be rounded to 10 bits on CUDA; `pick_device` says no."""
+    return torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32
 
 
 def _own_gpu(local_rank: int) -> int:
@@ -58,7 +77,7 @@ def has_fast_bf16(device: torch.device) -> bool:
     On a CPU that takes AVX512-BF16 or AMX; without them torch emulates bf16 slowly.
     """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     ask = getattr(torch.cpu, "get_capabilities", None)  # not in the oldest torch we support
     has: dict[str, bool] = ask() if ask else {}
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
@@ -68,6 +87,9 @@ def peak_memory(device: torch.device) -> int:
     """Most bytes that this process has had at once: on CUDA in tensors, else in all."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")  # the other number begins with what the parent had
+    if status.exists():
+        return 1024 * int(re.search(r"VmHWM:\s*(\d+)", status.read_text())[1])  # type: ignore[index]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -11,6 +11,8 @@ from driftrae_cli.engine.checkpoint import TrainingState
 from driftrae_cli.engine.ema import Network, WeightAverage, decay_at
 from driftrae_cli.engine.parallel import whole
 from driftrae_cli.engine.phases import Phases, unmeasured
+from driftrae_cli.engine.world import World
+from driftrae_cli.errors import DataError
 
 
 def _no_words() -> str:
@@ -26,12 +28,15 @@ class StepOutput:
         metrics: numbers or scalar tensors of this process, read only when they are logged.
         samples: gradient-carrying samples of this process, for the throughput.
         diagnose: words about this step for an error message.
+        failure: why this process could not make the step, with several processes; it has
+            taken part in what they do together all the same, so its gradients are worthless.
     """
 
     loss: Tensor
     metrics: Mapping[str, Tensor | float]
     samples: int
     diagnose: Callable[[], str] = _no_words
+    failure: DataError | None = None
 
 
 Trained = TypeVar("Trained", bound=nn.Module, covariant=True)
@@ -108,15 +113,22 @@ def update(
     state: TrainingState[Network],
     settings: LoopSettings,
     step: int,
+    world: World,
     phases: Phases = unmeasured,
 ) -> tuple[StepOutput, Tensor]:
     """Make one step; returns its output and the norm of the gradient before clipping.
 
-    Where that norm is not finite the weights are not either afterwards.
+    Where that norm is not finite the weights are not either afterwards. Collective.
+
+    Raises:
+        DataError: in all processes if one could not make the step; nothing has changed then.
     """
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate_at(step, settings)
     output = objective(step)
+    if world.any(output.failure is not None):
+        state.optimizer.zero_grad(set_to_none=True)
+        raise next(failure for failure in world.gather(output.failure) if failure)
     with phases("optimiser"):
         norm = nn.utils.clip_grad_norm_(state.model.parameters(), settings.clip_norm)
         state.optimizer.step()

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -15,12 +16,23 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from driftrae_cli.engine.runtime import pick_device
-from driftrae_cli.errors import DriftraeError, RunError, ToldElsewhereError
+from driftrae_cli.errors import (
+    INTERRUPTED,
+    ConfigError,
+    DriftraeError,
+    RunError,
+    ToldElsewhereError,
+)
 
 T = TypeVar("T")
 
-_LOST = ("gloo", "NCCL", "Connection closed", "Connection reset", "TCPStore")
-_INTERRUPTED = 130
+_PATIENCE = timedelta(hours=3)  # others wait while one downloads, converts or counts
+_LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "remote process exited",
+)
 
 
 @dataclass(frozen=True)
@@ -102,11 +114,6 @@ def process_count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def processes_here() -> int:
-    """How many of them share this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
 @contextmanager
 def joined(device: str) -> Iterator[World]:
     """Join the other processes of this run, if `torchrun` has started any.
@@ -124,12 +131,7 @@ def joined(device: str) -> Iterator[World]:
     if size == 1:
         yield alone(where)
         return
-    store, rank, size = next(iter(rendezvous("env://")))
-    backend = "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo"
-    dist.init_process_group(
-        backend, store=dist.PrefixStore("run", store), rank=rank, world_size=size
-    )
-    told = dist.PrefixStore("told", store)
+    rank, told = _meet(where)
     try:
         yield World(rank, size, where)
         dist.barrier()  # gloo ends a process badly whose peer has gone first
@@ -137,16 +139,43 @@ def joined(device: str) -> Iterator[World]:
     except (DriftraeError, KeyboardInterrupt) as error:
         if _is_first(told):
             raise
-        raise ToldElsewhereError(getattr(error, "exit_code", _INTERRUPTED)) from error
+        raise ToldElsewhereError(getattr(error, "exit_code", INTERRUPTED)) from error
     except RuntimeError as error:
         if not any(sign in str(error) for sign in _LOST):
             raise
         if not _is_first(told):
             raise ToldElsewhereError(RunError.exit_code) from error
+        first_line = str(error).partition("\n")[0]
         raise RunError(
             "another process of this run has ended without a word (killed, or out of memory); "
-            "run the same command again to resume"
+            f"run the same command again to resume\nSeen here: {first_line}"
         ) from error
+
+
+def _meet(device: torch.device) -> tuple[int, dist.Store]:
+    """Join the other processes; this one's rank, and where they leave word for each other.
+
+    Raises:
+        ConfigError: they cannot be reached.
+    """
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    try:
+        store, rank, size = next(iter(rendezvous("env://", timeout=_PATIENCE)))
+        dist.init_process_group(
+            backend,
+            store=dist.PrefixStore("run", store),
+            rank=rank,
+            world_size=size,
+            timeout=_PATIENCE,
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        first_line = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"the processes that torchrun started cannot meet at {place} ({first_line}); check "
+            "--rdzv-endpoint, or --master-addr and --master-port"
+        ) from error
+    return rank, dist.PrefixStore("told", store)
 
 
 def _is_first(told: dist.Store) -> bool:

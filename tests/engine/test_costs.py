@@ -129,6 +129,14 @@ def test_memory_of_the_weights_by_hand():
     assert shared.gathered == 8 * max(sum(p.numel() for p in b.parameters()) for b in model.blocks)
 
 
+def test_gradients_of_several_passes_are_there_twice():
+    """Their sum, and the place where DistributedDataParallel averages it."""
+    one = small_load().memory(6).gradients
+    for micro_batch, copies in ((None, 1), (12, 1), (6, 2), (5, 2)):
+        assert small_load(processes=2).memory(micro_batch).gradients == copies * one
+    assert small_load("compute.parallel=fsdp", processes=2).memory(6).gradients == one // 2
+
+
 @pytest.mark.parametrize(
     ("micro_batch", "at_hand", "with_gradient", "twice"),
     [(None, 4, 24, 0), (24, 4, 24, 0), (17, 2, 12, 0), (6, 1, 6, 0), (5, 1, 5, 1), (1, 1, 1, 1)],
@@ -258,7 +266,9 @@ def test_the_papers_recipe():
     assert h100.fits and h100.micro_batch == 64
     assert h100.seconds_a_step == pytest.approx(row.total / (0.4 * 989), rel=0.02)
     assert h100.hours == pytest.approx(h100.seconds_a_step * 10_000 / 3600)
-    card = next(device for device in costs.devices if device.device == "RTX 4090")
+    alone = estimate(config, 1)
+    assert isinstance(alone, Costs)
+    card = next(device for device in alone.devices if device.device == "RTX 4090")
     assert card.fits and card.memory_gb < 24
     wide = estimate(load("imagenet512-xl", ["data.source=nowhere"], DistillConfig), 8)
     assert isinstance(wide, Costs)

@@ -9,8 +9,13 @@ import pytest
 import torch
 from processes import outcomes, run
 
+from driftrae_cli.config.load import load
+from driftrae_cli.config.schema import DistillConfig
+from driftrae_cli.engine.distill_task import open_recipe
+from driftrae_cli.engine.report import NullReporter
+from driftrae_cli.engine.runtime import pick_device, uses_tf32
 from driftrae_cli.engine.step_plan import check_shares
-from driftrae_cli.engine.world import alone
+from driftrae_cli.engine.world import World, alone
 from driftrae_cli.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -96,6 +101,63 @@ def test_a_process_that_is_killed_is_missed() -> None:
     """By one of the others; which have nobody to ask for the reason."""
     texts = [text for failed, text in outcomes(3, process_tasks.one_is_killed) if failed]
     assert sum("has ended without a word" in text for text in texts) == 1
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_watchers_see_the_weights_of_their_step(tmp_path: Path, parallel: str) -> None:
+    """Shares are gathered anew: what was gathered for the look before is stale."""
+    wanted = process_tasks.watched(alone(CPU), tmp_path / "one", "ddp")
+    assert len(set(wanted)) == 3
+    for seen in run(2, process_tasks.watched, tmp_path / "many", parallel):
+        assert seen == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize(("parallel", "which"), [("ddp", 0), ("ddp", 1), ("fsdp", 1)])
+def test_bad_data_of_one_process_keep_what_was_done(
+    tmp_path: Path, parallel: str, which: int
+) -> None:
+    texts = [
+        text for failed, text in outcomes(2, process_tasks.bad_data, tmp_path, parallel, which)
+    ]
+    raised = sorted(text.splitlines()[-1] for text in texts)
+    assert raised[0] == "driftrae_cli.errors.DataError: too many pictures cannot be read"
+    assert raised[1].startswith("driftrae_cli.errors.ToldElsewhereError")
+    assert (tmp_path / "checkpoints" / "step-0000003.json").exists()
+
+
+def test_gradients_are_exchanged_once_a_step() -> None:
+    counts = [run(2, process_tasks.exchanges, size)[0] for size in (None, 3, 2)]
+    assert counts[0] > 0
+    assert counts == [counts[0]] * 3
+
+
+def test_shares_are_checked_before_anything_is_loaded() -> None:
+    config = load("shapes", ["teacher=nowhere.safetensors"], DistillConfig)
+    with pytest.raises(ConfigError, match=r"step\.classes: 10 .* 4 processes"):
+        open_recipe(config, World(0, 4, CPU), NullReporter())
+
+
+def test_a_device_for_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert pick_device("auto") == pick_device("cuda") == torch.device("cuda", 1)
+    with pytest.raises(ConfigError, match="each needs a device of its own"):
+        pick_device("cuda:0")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ConfigError, match=r"CUDA devices \(2\); give --nproc-per-node 2"):
+        pick_device("cuda")
+
+
+def test_float32_is_float32() -> None:
+    """Whatever the environment has set."""
+    for backend in (torch.backends.cuda.matmul, torch.backends.cudnn):
+        backend.allow_tf32 = True
+        assert uses_tf32()
+        pick_device("cpu")
+        assert not uses_tf32()
 
 
 @pytest.mark.parametrize(("classes", "processes"), [(10, 4), (2, 4), (3, 2)])
