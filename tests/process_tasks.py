@@ -13,12 +13,16 @@ from driftrae_cli.data.sampler import ClassIndex
 from driftrae_cli.drift.field import FieldSettings
 from driftrae_cli.drift.objective import DriftObjective
 from driftrae_cli.engine.distill_step import DriftDistillation
+from driftrae_cli.engine.evaluate import Judge, load_scorer, score_generator
+from driftrae_cli.engine.load import load_flow, load_rae
 from driftrae_cli.engine.parallel import shard, whole
 from driftrae_cli.engine.report import NullReporter
+from driftrae_cli.engine.sample import LatentGenerator
 from driftrae_cli.engine.step_plan import Counts, StepPlan
 from driftrae_cli.engine.train import LoopSettings, Watchers, train
 from driftrae_cli.engine.world import World
 from driftrae_cli.errors import DataError
+from driftrae_cli.fidelity.frechet import GaussianStats
 from driftrae_cli.models.ditdh import DiTDH, DiTDHConfig
 
 NAMES = tuple("abcdef")
@@ -161,3 +165,17 @@ def one_is_killed(world: World) -> None:
     if world.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     world.any(False)
+
+
+def scoring_fails(world: World, parallel: str) -> None:
+    """One process makes pictures that are not finite, and leaves the others no batch short."""
+    flow, rae = load_flow("shapes-student", world.device), load_rae("shapes-rae", world.device)
+    if parallel == "fsdp":
+        shard(flow.model, flow.model.blocks, world)
+    if world.rank == 1:
+        for parameter in rae.decoder.parameters():
+            parameter.fill_(float("nan"))
+    net = load_scorer("shapes-scorer", world.device)
+    judge = Judge(net, GaussianStats.empty(net.config.widths[-1]), world.device)
+    make = LatentGenerator(flow, rae.latent_shape, 1, world.device)
+    score_generator(judge, "student", make, rae, 50, 0, NullReporter(), world)

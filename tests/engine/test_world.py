@@ -125,6 +125,15 @@ def test_bad_data_of_one_process_keep_what_was_done(
     assert (tmp_path / "checkpoints" / "step-0000003.json").exists()
 
 
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_an_error_in_scoring_is_told(parallel: str) -> None:
+    """By one process; with shares of the weights the others wait for it in every batch."""
+    texts = [text for failed, text in outcomes(2, process_tasks.scoring_fails, parallel)]
+    raised = sorted(text.splitlines()[-1].partition(":")[0] for text in texts)
+    told, silent = "driftrae_cli.errors.NumericsError", "driftrae_cli.errors.ToldElsewhereError"
+    assert raised == [told, silent]
+
+
 def test_gradients_are_exchanged_once_a_step() -> None:
     counts = [run(2, process_tasks.exchanges, size)[0] for size in (None, 3, 2)]
     assert counts[0] > 0
