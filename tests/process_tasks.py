@@ -2,16 +2,21 @@
 
 import os
 import signal
+from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from toy_training import SETTINGS, Regression, toy_model
 
 from driftrae_cli.data.sampler import ClassIndex
 from driftrae_cli.drift.field import FieldSettings
 from driftrae_cli.drift.objective import DriftObjective
+from driftrae_cli.engine import checkpoint_files
+from driftrae_cli.engine.checkpoint import load_latest
 from driftrae_cli.engine.distill_step import DriftDistillation
 from driftrae_cli.engine.evaluate import Judge, load_scorer, score_generator
 from driftrae_cli.engine.load import load_flow, load_rae
@@ -19,9 +24,9 @@ from driftrae_cli.engine.parallel import shard, whole
 from driftrae_cli.engine.report import NullReporter
 from driftrae_cli.engine.sample import LatentGenerator
 from driftrae_cli.engine.step_plan import Counts, StepPlan
-from driftrae_cli.engine.train import LoopSettings, Watchers, train
+from driftrae_cli.engine.train import LoopSettings, StepOutput, Watchers, new_state, train
 from driftrae_cli.engine.world import World
-from driftrae_cli.errors import DataError
+from driftrae_cli.errors import DataError, OutputError
 from driftrae_cli.fidelity.frechet import GaussianStats
 from driftrae_cli.models.ditdh import DiTDH, DiTDHConfig
 
@@ -130,6 +135,52 @@ def exchanges(world: World, micro_batch: int | None) -> int:
     task._trained.register_comm_hook(None, hook)  # type: ignore[operator]
     task(0)
     return count
+
+
+def infinite_loss(world: World, folder: Path) -> None:
+    """In the third step the second process's loss is infinite, but no gradient is."""
+
+    class Infinite(Regression):
+        def __call__(self, step: int) -> StepOutput:
+            output = super().__call__(step)
+            spoiled = step == 2 and world.rank == 1
+            return replace(output, loss=torch.tensor(float("inf"))) if spoiled else output
+
+    train(Infinite(world=world), SETTINGS, folder, NullReporter(), world=world)
+
+
+def full_at_the_end(world: World, folder: Path) -> None:
+    """There is no room for the last checkpoint."""
+    write = checkpoint_files.write_hashed
+
+    def full(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> str:
+        if metadata["step"] == str(SETTINGS.steps):
+            raise OutputError("no room")
+        return write(path, tensors, metadata)
+
+    checkpoint_files.write_hashed = full
+    train(Regression(world=world), SETTINGS, folder, NullReporter(), world=world)
+
+
+def best_steps(
+    world: World, folder: Path, scores: list[dict[int, float]]
+) -> tuple[list[int], float]:
+    """When the best network is kept, and its score, where each process finds other scores."""
+    kept: list[int] = []
+    watchers: Watchers[torch.nn.Linear] = Watchers(
+        evaluate=lambda step, model: {"distance": scores[world.rank][step]},
+        best=lambda step, model, found: kept.append(step),
+    )
+    settings = replace(SETTINGS, eval_every=4)
+    objective = Regression(world=world)
+    train(objective, settings, folder, NullReporter(), world=world, watchers=watchers)
+    state = new_state(toy_model(), settings)
+    return kept, load_latest(folder / "checkpoints", state, world, print).best
+
+
+def slow_steps(world: World, folder: Path, seconds: float) -> None:
+    """Each step takes that long at least."""
+    train(Regression(world=world, seconds=seconds), SETTINGS, folder, NullReporter(), world=world)
 
 
 def everything(world: World) -> tuple[object, ...]:

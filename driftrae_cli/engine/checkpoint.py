@@ -45,10 +45,12 @@ class Progress:
     Attributes:
         step: updates made.
         best: lowest score of the averaged network so far.
+        best_of: which score that is, in its own words; scores of other words do not compare.
     """
 
     step: int = 0
     best: float = float("inf")
+    best_of: str = ""
 
 
 def _optimizer_tensors(state: TrainingState[Network]) -> dict[str, Tensor]:
@@ -90,7 +92,12 @@ def snapshot(state: TrainingState[Network], world: World) -> dict[str, Tensor]:
 def save(
     writer: CheckpointWriter, progress: Progress, state: TrainingState[Network], world: World
 ) -> None:
-    """Hand the state to the writer of the main process. Collective, see `snapshot`."""
+    """Hand the state to the writer of the main process. Collective, see `snapshot`.
+
+    The one before is written first, or two copies of the state would be in memory.
+    """
+    if world.is_main:
+        writer.wait()
     tensors = snapshot(state, world)
     if world.is_main:
         metadata = {
@@ -98,6 +105,7 @@ def save(
             "kind": "training",
             "step": str(progress.step),
             "best": repr(progress.best),
+            "best_of": progress.best_of,
         }
         writer.write(progress.step, tensors, metadata)
 
@@ -113,8 +121,9 @@ def load_latest(
         tell: hears of a checkpoint that is passed over.
 
     Raises:
-        WeightsError: all of them are damaged, it belongs to another network, or not all
-            processes see it.
+        WeightsError: all of them are damaged, the newest cannot be read for the moment or was
+            written by a newer driftrae, it belongs to another network, or not all processes
+            see it.
     """
     step = world.on_main(lambda: newest_whole(folder, tell))
     if step == 0:
@@ -128,7 +137,7 @@ def load_latest(
         )
     tensors, metadata = read_tensors(path)
     _restore(state, tensors, str(path))
-    return Progress(step, float(metadata["best"]))
+    return Progress(step, float(metadata["best"]), metadata.get("best_of", ""))
 
 
 def _unless_seen(path: Path) -> str | None:

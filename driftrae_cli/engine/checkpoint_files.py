@@ -2,6 +2,10 @@
 
 A checkpoint is a safetensors file and, written after it, a manifest with its size and
 SHA-256. A file without a manifest is what a killed or failed run left behind.
+
+A resumed run passes over a checkpoint only if it is proven damaged, and the next one that it
+writes replaces only such ones. One that cannot be read for the moment, or that a newer driftrae
+wrote, ends the command before anything is written or removed.
 """
 
 import hashlib
@@ -16,7 +20,7 @@ from torch import Tensor
 
 from driftrae_cli.errors import OutputError, WeightsError
 from driftrae_cli.files import write_text
-from driftrae_cli.models.weights import write_tensors
+from driftrae_cli.models.weights import write_hashed
 
 FORMAT = 1  # version of the manifest and of the names in the file
 
@@ -55,30 +59,44 @@ def manifest_path(folder: Path, step: int) -> Path:
     return folder / f"step-{step:07d}.json"
 
 
-def check_whole(folder: Path, step: int) -> None:
-    """Compare a checkpoint with its manifest.
+def damage(folder: Path, step: int) -> str | None:
+    """What is wrong with a checkpoint, compared with its manifest; None where it is whole.
 
     Raises:
-        WeightsError: it is not what was written.
+        WeightsError: that cannot be said: it cannot be read for the moment, or a newer driftrae
+            wrote it.
     """
-    path = manifest_path(folder, step)
     try:
-        manifest = Manifest(**json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError) as error:
-        raise WeightsError(f"{path}: damaged") from error
-    if manifest.format != FORMAT:
-        raise WeightsError(f"{path}: of format {manifest.format}, this driftrae reads {FORMAT}")
+        return _damage(folder, manifest_path(folder, step))
+    except OSError as error:
+        raise WeightsError(
+            f"{error.filename or folder}: cannot be read ({error.strerror or error}). Try again, "
+            f"or delete {manifest_path(folder, step)} to resume from the checkpoint before."
+        ) from error
+
+
+def _damage(folder: Path, path: Path) -> str | None:
+    try:
+        entries = json.loads(path.read_bytes())
+        newer = int(entries["format"]) > FORMAT  # its other entries may be unknown
+        manifest = None if newer else Manifest(**entries)
+    except (ValueError, TypeError, LookupError):
+        return f"{path}: damaged"
+    if manifest is None:
+        raise WeightsError(
+            f"{path}: written by a newer driftrae (format {entries['format']}, this one reads "
+            f"{FORMAT}). Update driftrae, or choose another --out to start afresh."
+        )
     file = folder / manifest.file
     try:
-        size, sha256 = file.stat().st_size, _sha256(file)
-    except OSError as error:
-        raise WeightsError(f"{file}: cannot be read ({error.strerror})") from error
+        size = file.stat().st_size
+    except FileNotFoundError:
+        return f"{file}: missing"
     if size != manifest.bytes:
-        raise WeightsError(
-            f"{file}: damaged or cut short: it has {size} bytes, {manifest.bytes} were written"
-        )
-    if sha256 != manifest.sha256:
-        raise WeightsError(f"{file}: damaged: its SHA-256 is not that of what was written")
+        return f"{file}: damaged or cut short: it has {size} bytes, {manifest.bytes} were written"
+    if _sha256(file) != manifest.sha256:
+        return f"{file}: damaged: its SHA-256 is not that of what was written"
+    return None
 
 
 def newest_whole(folder: Path, tell: Callable[[str], None]) -> int:
@@ -88,20 +106,19 @@ def newest_whole(folder: Path, tell: Callable[[str], None]) -> int:
         tell: hears of a checkpoint that is passed over.
 
     Raises:
-        WeightsError: all of them are damaged.
+        WeightsError: all of them are damaged, or see `damage`.
     """
     steps = checkpoint_steps(folder)
     for step in reversed(steps):
-        try:
-            check_whole(folder, step)
+        wrong = damage(folder, step)
+        if wrong is None:
             return step
-        except WeightsError as error:
-            if step == steps[0]:
-                raise WeightsError(
-                    f"{error}\nCannot resume: no checkpoint is left. Choose another --out to "
-                    "start afresh."
-                ) from error
-            tell(f"{error}\nGoing on from the checkpoint before.")
+        if step == steps[0]:
+            raise WeightsError(
+                f"{wrong}\nCannot resume: no checkpoint is left. Choose another --out to start "
+                "afresh."
+            )
+        tell(f"{wrong}\nGoing on from the checkpoint before.")
     return 0
 
 
@@ -133,6 +150,11 @@ class CheckpointWriter:
         self.wait()
         if step != self.last_good:
             self._under_way = step, self._thread.submit(self._write, step, tensors, metadata)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is being written. Does not wait."""
+        return self._under_way is not None and not self._under_way[1].done()
 
     def look(self) -> None:
         """Say so if the checkpoint under way has failed meanwhile. Does not wait."""
@@ -203,8 +225,8 @@ class CheckpointWriter:
         self, step: int, tensors: Mapping[str, Tensor], metadata: dict[str, str]
     ) -> None:
         path = tensors_path(self._folder, step)
-        write_tensors(path, tensors, metadata)
-        manifest = Manifest(step, path.name, path.stat().st_size, _sha256(path), FORMAT)
+        sha256 = write_hashed(path, tensors, metadata)
+        manifest = Manifest(step, path.name, path.stat().st_size, sha256, FORMAT)
         text = json.dumps(asdict(manifest), indent=2) + "\n"
         write_text(manifest_path(self._folder, step), text)
 

@@ -9,6 +9,7 @@ from driftrae_cli.engine.distill_step import DriftDistillation
 from driftrae_cli.engine.distill_task import Opened, open_recipe, opened_task
 from driftrae_cli.engine.distill_watch import BEST_FILE, STEPS, DistillWatch, StudentFiles
 from driftrae_cli.engine.health import Health, read_warnings
+from driftrae_cli.engine.metrics_log import METRICS_FILE, read_metrics
 from driftrae_cli.engine.obtain import own_header
 from driftrae_cli.engine.report import Reporter
 from driftrae_cli.engine.rundir import open_run
@@ -96,7 +97,7 @@ class _Run:
             )
         with ExitStack() as stack:
             opened_trackers = list[Tracker]()
-            trackers = open_trackers(config, self.out)
+            trackers = open_trackers(config, self.out, self.reporter.message)
             world.on_main(lambda: opened_trackers.append(stack.enter_context(trackers)))
             task = stack.enter_context(opened_task(opened, world, self.reporter))
             watch = self._watch(task.objective, evaluation, *opened_trackers)
@@ -126,6 +127,7 @@ class _Run:
             step.positives,
             step.grad_negatives + step.detached_negatives,
             read_warnings(self.out),
+            read_metrics(self.out / METRICS_FILE),
         )
         files = StudentFiles(self.opened, self.out, self.world)
         return DistillWatch(files, objective, evaluation, health, tracker, self.reporter)

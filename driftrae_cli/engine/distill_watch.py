@@ -18,6 +18,7 @@ from driftrae_cli.engine.sample import LatentGenerator, decoder_near, generate_p
 from driftrae_cli.engine.trackers import Tracker
 from driftrae_cli.engine.train import Watchers
 from driftrae_cli.engine.world import World
+from driftrae_cli.errors import OutputError
 from driftrae_cli.models.ditdh import DiTDH
 from driftrae_cli.models.weights import save_model
 
@@ -99,7 +100,8 @@ class DistillWatch:
     @property
     def watchers(self) -> Watchers[DiTDH]:
         """As `train` calls them."""
-        return Watchers(self.preview, self.evaluation, self.best, self.logged)
+        protocol = self.evaluation.protocol if self.evaluation else ""
+        return Watchers(self.preview, self.evaluation, self.best, self.logged, protocol)
 
     def preview(self, step: int, model: DiTDH) -> None:
         """A grid in `previews`."""
@@ -124,11 +126,14 @@ class DistillWatch:
             self.tracker.log(step, metrics)
 
     def warn(self, new: list[Warned]) -> None:
-        """Tell warnings and keep them for `status`."""
+        """Tell warnings and keep them for `status`, if there is room."""
         for warned in new:
             self.reporter.message(f"warning: {warned.text}")
-        if new:
-            write_warnings(self.files.out, new)
+        try:
+            if new:
+                write_warnings(self.files.out, new)
+        except OutputError as error:
+            self.reporter.message(f"the warning could not be kept ({error}); training goes on")
 
 
 def _gathered(model: DiTDH) -> DiTDH:

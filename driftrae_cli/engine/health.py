@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, median
 
-from driftrae_cli.engine.metrics_log import FIELD, label
+from driftrae_cli.engine.metrics_log import DIVERSITY, FIELD, Logged, label
 from driftrae_cli.errors import OutputError
 
 COLLAPSED = 0.25  # of the data's spread; below it a class is nearly one picture
@@ -51,15 +51,24 @@ class Health:
         positives: real samples per class and step.
         negatives: generated ones, with and without gradient.
         told: warnings of the run before it was resumed; they are not repeated.
+        before: lines of the run before it was resumed. Those that it repeats do not count, and
+            for the diversity of each class their mean stands in.
     """
 
     def __init__(
-        self, steps: int, positives: int, negatives: int, told: Iterable[Warned] = ()
+        self,
+        steps: int,
+        positives: int,
+        negatives: int,
+        told: Iterable[Warned] = (),
+        before: Iterable[Logged] = (),
     ) -> None:
         self._steps, self._positives, self._negatives = steps, positives, negatives
         self._told = {warned.topic for warned in told}
         self._spread_out: set[str] = set()  # classes that were above the limit once
+        self._all_spread_out = False  # as far as the run before it was resumed tells
         self._fields: dict[str, _Smoothed] = {}
+        self._before = list(before)
 
     def begin(self) -> list[Warned]:
         """What can be said before the first step."""
@@ -76,12 +85,21 @@ class Health:
             diversity: spread of the generated latents over that of the real ones, by class,
                 of the classes of this step.
         """
+        self._recall(step)
         texts = {
             "collapse": self._collapse(step, diversity),
             "scatter": _scatter(diversity),
             "field": self._growth(metrics),
         }
         return self._new(step, texts)
+
+    def _recall(self, step: int) -> None:
+        """Look at the lines before `step`, the first one after a run was resumed."""
+        for line in self._before:
+            if line.step < step:
+                self._growth(line.metrics)
+                self._all_spread_out |= line.metrics.get(DIVERSITY, 0.0) >= COLLAPSED
+        self._before.clear()
 
     def _new(self, step: int, texts: Mapping[str, str | None]) -> list[Warned]:
         found = [Warned(step, topic, text) for topic, text in texts.items() if text]
@@ -92,8 +110,8 @@ class Health:
     def _collapse(self, step: int, diversity: Mapping[str, float]) -> str | None:
         """A class that has become narrow, or is so still after a fair part of the run."""
         low = {name: value for name, value in diversity.items() if value < COLLAPSED}
-        late = step >= _FAIR_PART * self._steps
-        wrong = {name: v for name, v in low.items() if late or name in self._spread_out}
+        all_count = step >= _FAIR_PART * self._steps or self._all_spread_out
+        wrong = {name: v for name, v in low.items() if all_count or name in self._spread_out}
         self._spread_out |= diversity.keys() - low.keys()
         if not wrong:
             return None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 METRICS_FILE = "metrics.jsonl"
 FIELD, NEIGHBOURS, EVAL = "field/", "neighbours/", "eval/"
+DIVERSITY = "diversity"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from driftrae_cli.errors import OutputError
-from driftrae_cli.files import atomic_file
+from driftrae_cli.files import atomic_file, make_folder
 
 _SMALL = 64  # pictures up to this size are enlarged in a grid so that people can see them
 _ENLARGE = 3
@@ -70,7 +70,7 @@ def save_grid(path: Path, images: Tensor, columns: int) -> None:
     if max(H, W) <= _SMALL:
         size = (picture.width * _ENLARGE, picture.height * _ENLARGE)
         picture = picture.resize(size, Image.Resampling.NEAREST)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with atomic_file(path) as partial:
         picture.save(partial, format="PNG")
 

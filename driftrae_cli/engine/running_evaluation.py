@@ -41,6 +41,7 @@ class RunningEvaluation:
         rae: the student's autoencoder.
         per_class: pictures of every class.
         world: the processes that share the work.
+        protocol: what the scores depend on beside the student; others do not compare.
     """
 
     judge: Judge
@@ -48,6 +49,7 @@ class RunningEvaluation:
     rae: RAE
     per_class: int
     world: World
+    protocol: str
 
     @staticmethod
     def prepare(
@@ -70,7 +72,9 @@ class RunningEvaluation:
             lambda: _reference(config, flow, rae, net, world.device, reporter)
         )
         judge = Judge(net, reference, world.device)
-        return RunningEvaluation(judge, flow, rae, wanted.per_class, world)
+        source = wanted.data or config.data.source
+        protocol = f"{wanted.per_class} of each class of {source} by {wanted.scorer}"
+        return RunningEvaluation(judge, flow, rae, wanted.per_class, world, protocol)
 
     def __call__(self, step: int, model: DiTDH) -> Mapping[str, float]:
         """Fréchet distance, the lower the better, and class accuracy, each named with the

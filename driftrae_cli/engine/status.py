@@ -64,7 +64,7 @@ class Status:
         checkpoint: step of the newest checkpoint; a stopped run resumes there.
         seconds_since_checkpoint: its age.
         evaluation: newest score, as lines 'name value (step)'.
-        best: the best of its kind.
+        best: the best of the same name; scores of other numbers of pictures do not compare.
         previews: how many there are.
         newest_preview: the last of them.
         numbers: newest metrics.
@@ -132,7 +132,7 @@ def read_status(run: Path) -> Status:
         checkpoint=checkpoint,
         seconds_since_checkpoint=_age(written) if written else None,
         evaluation=_shown(scores[-1]) if scores else None,
-        best=_shown(min(scores, key=lambda score: score[2])) if scores else None,
+        best=_shown(_best(scores)) if scores else None,
         previews=len(previews),
         newest_preview=str(previews[-1]) if previews else None,
         numbers=tuple(Number(*item) for item in lines[-1].metrics.items()) if lines else (),
@@ -259,6 +259,11 @@ def _scores(lines: Sequence[Logged]) -> list[tuple[int, str, float]]:
         for name, value in list(line.metrics.items())
         if name.startswith(f"{EVAL}frechet_distance")
     ]
+
+
+def _best(scores: Sequence[tuple[int, str, float]]) -> tuple[int, str, float]:
+    same = [score for score in scores if score[1] == scores[-1][1]]
+    return min(same, key=lambda score: score[2])
 
 
 def _shown(score: tuple[int, str, float]) -> str:

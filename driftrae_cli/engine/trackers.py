@@ -3,10 +3,12 @@
 Both packages are optional. A run that is resumed repeats the steps after its checkpoint:
 TensorBoard is told to forget what it has of them, and Weights & Biases, which cannot forget,
 does not get them twice.
+
+Whatever goes wrong while a run goes on is told once and ends nothing.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib import import_module
@@ -39,8 +41,13 @@ class Tracker(Protocol):
 
 
 @contextmanager
-def open_trackers(config: DistillConfig, out: Path) -> Iterator[Tracker]:
+def open_trackers(
+    config: DistillConfig, out: Path, tell: Callable[[str], None]
+) -> Iterator[Tracker]:
     """The trackers that a recipe asks for, maybe none; for the main process.
+
+    Args:
+        tell: hears of what goes wrong later.
 
     Raises:
         ConfigError: a package is missing, or Weights & Biases cannot start.
@@ -48,10 +55,12 @@ def open_trackers(config: DistillConfig, out: Path) -> Iterator[Tracker]:
     with ExitStack() as stack:
         trackers: list[Tracker] = []
         if config.log.tensorboard:
-            trackers.append(_TensorBoard(out / "tensorboard"))
+            board = _TensorBoard(out / "tensorboard")
+            trackers.append(_Tolerated("log.tensorboard", board, tell))
             stack.callback(trackers[-1].close)
         if config.log.wandb is not None:
-            trackers.append(_WandB(config.log.wandb, out, asdict(config)))
+            run = _WandB(config.log.wandb, out, asdict(config))
+            trackers.append(_Tolerated("log.wandb", run, tell))
             stack.callback(trackers[-1].close)
         yield _Several(tuple(trackers))
 
@@ -71,6 +80,38 @@ class _Several:
     def close(self) -> None:
         for tracker in self.trackers:
             tracker.close()
+
+
+class _Tolerated:
+    """A tracker that may fail: the first time is told."""
+
+    def __init__(self, field: str, tracker: Tracker, tell: Callable[[str], None]) -> None:
+        self._field, self._tracker, self._tell = field, tracker, tell
+        self._told = False
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        self._try(lambda: self._tracker.log(step, numbers))
+
+    def picture(self, step: int, png: Path) -> None:
+        self._try(lambda: self._tracker.picture(step, png))
+
+    def close(self) -> None:
+        self._try(self._tracker.close)
+
+    def _try(self, task: Callable[[], None]) -> None:
+        try:
+            task()
+        except Exception as error:  # their packages raise all kinds
+            if not self._told:
+                self._tell(
+                    f"{self._field}: {_first_line(error)}; training goes on, and may be seen "
+                    "there with gaps"
+                )
+            self._told = True
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 class _TensorBoard:
@@ -144,10 +185,10 @@ class _WandB:
                 project=project, id=self._sent.id, resume="allow", name=out.resolve().name,
                 dir=str(out), config=recipe, settings=quiet,
             )  # fmt: skip
-        except self._wandb.Error as error:
+        except Exception as error:  # not only its own
             raise ConfigError(
-                f"log.wandb: Weights & Biases does not start ({error}). Log in with `wandb login`, "
-                "set WANDB_MODE=offline, or leave it out with --set log.wandb=null"
+                f"log.wandb: Weights & Biases does not start ({_first_line(error)}). Log in with "
+                "`wandb login`, set WANDB_MODE=offline, or leave it out with --set log.wandb=null"
             ) from error
         self._sent.write(self._file)
 

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic
 
@@ -24,7 +24,6 @@ from driftrae_cli.engine.checkpoint import Progress, TrainingState, load_latest,
 from driftrae_cli.engine.checkpoint_files import CheckpointWriter
 from driftrae_cli.engine.ema import Network
 from driftrae_cli.engine.metrics_file import MetricsFile
-from driftrae_cli.engine.parallel import is_shared_out
 from driftrae_cli.engine.report import NullReporter, Reporter
 from driftrae_cli.engine.step import (
     LoopSettings,
@@ -66,12 +65,15 @@ class Watchers(Generic[Network]):
         best: gets step, network and scores when the first score is the lowest so far. Called
             by every process.
         logged: gets each line of `metrics.jsonl`. Called by every process.
+        protocol: how `evaluate` scores; scores of another protocol, as a run may have that was
+            resumed with other settings, do not compare.
     """
 
     preview: Callable[[int, Network], None] | None = None
     evaluate: Callable[[int, Network], Mapping[str, float]] | None = None
     best: Callable[[int, Network, Mapping[str, float]], None] | None = None
     logged: Callable[[int, Mapping[str, float]], None] | None = None
+    protocol: str = ""
 
 
 _NOBODY: Watchers[Any] = Watchers()
@@ -168,7 +170,7 @@ class _Run(Generic[Network]):
         self._objective, self._state, self._settings = objective, state, settings
         self._world, self._said, self._watchers = world, said, watchers
         self._writer, self._log = writer, log
-        self._start, self._best = start.step, start.best
+        self._start, self._best = start.step, start
         self._throughput = _Throughput()
         self._saved = time.monotonic()
         self._norms = deque[float](maxlen=_NORMS_TOLD)
@@ -204,11 +206,9 @@ class _Run(Generic[Network]):
 
     def _update(self, step: int) -> tuple[StepOutput, Tensor]:
         try:
-            output, norm = update(self._objective, self._state, self._settings, step)
+            output, norm = update(self._objective, self._state, self._settings, step, self._world)
         except DataError:
-            # Data can be mended, and the run go on from here. Shares of the weights cannot be
-            # put together, as the other processes do not know of it.
-            if step > self._start and not is_shared_out(self._state.model):
+            if step > self._start:  # data can be mended, and the run go on from here
                 self._save(step)
             raise
         self._throughput.count(output.samples)
@@ -223,7 +223,8 @@ class _Run(Generic[Network]):
         norm_here, loss_here = torch.stack([norm, output.loss.to(norm)]).tolist()
         broken = not (math.isfinite(norm_here) and math.isfinite(loss_here))
         minutes = (time.monotonic() - self._saved) / 60
-        overdue = self._world.is_main and minutes >= self._settings.checkpoint_minutes
+        overdue = minutes >= self._settings.checkpoint_minutes
+        overdue = overdue and self._world.is_main and not self._writer.busy
         flags = torch.tensor([broken, asked, overdue], dtype=torch.float32)
         broken, stopping, overdue = (self._world.mean(flags) > 0).tolist()
         if broken:
@@ -274,10 +275,13 @@ class _Run(Generic[Network]):
         if evaluate is None:
             return {}
         scores = dict(evaluate(done, self._state.average.model))
-        score = next(iter(scores.values()))
-        scores, better = self._world.share((scores, score < self._best))
+        name, score = next(iter(scores.items()))
+        reached = Progress(done, score, f"{name} {self._watchers.protocol}".rstrip())
+        comparable = reached.best_of == self._best.best_of
+        better = score < (self._best.best if comparable else math.inf)
+        scores, better, reached = self._world.share((scores, better, reached))
         if better and self._keep_best(done, scores):
-            self._best = score
+            self._best = reached
         return scores
 
     def _keep_best(self, done: int, scores: Mapping[str, float]) -> bool:
@@ -306,5 +310,5 @@ class _Run(Generic[Network]):
         return True
 
     def _save(self, done: int) -> None:
-        save(self._writer, Progress(done, self._best), self._state, self._world)
+        save(self._writer, replace(self._best, step=done), self._state, self._world)
         self._saved = time.monotonic()

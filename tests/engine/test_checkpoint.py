@@ -4,7 +4,9 @@ import errno
 import hashlib
 import json
 import os
+import re
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,7 @@ import torch
 from processes import run
 from toy_training import SETTINGS, WORLD, Listener, Regression, flat, run_together
 
-from driftrae_cli.engine import checkpoint_files
+from driftrae_cli.engine import checkpoint, checkpoint_files
 from driftrae_cli.engine.checkpoint import Progress, load_latest, save, snapshot
 from driftrae_cli.engine.checkpoint_files import (
     CheckpointWriter,
@@ -36,7 +38,7 @@ def _state(steps: int = 0):  # type: ignore[no-untyped-def]
     objective = Regression()
     state = new_state(objective.model, SETTINGS)
     for step in range(steps):
-        update(objective, state, SETTINGS, step)
+        update(objective, state, SETTINGS, step, WORLD)
     return state
 
 
@@ -58,10 +60,10 @@ def _written(folder: Path, *steps: int) -> None:
 
 def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     writer, then = _writer(tmp_path), _state(3)
-    save(writer, Progress(3, 1.5), then, WORLD)
+    save(writer, Progress(3, 1.5, "distance"), then, WORLD)
     writer.finish()
     now = _state()
-    assert load_latest(tmp_path, now, WORLD, QUIET.message) == Progress(3, 1.5)
+    assert load_latest(tmp_path, now, WORLD, QUIET.message) == Progress(3, 1.5, "distance")
     assert _same(now, then)
     file = tensors_path(tmp_path, 3)
     manifest = json.loads(manifest_path(tmp_path, 3).read_text())
@@ -77,18 +79,18 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
 def test_training_goes_on_while_a_checkpoint_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    may_write, write = Event(), checkpoint_files.write_tensors
+    may_write, write = Event(), checkpoint_files.write_hashed
 
     def slowly(*arguments):  # type: ignore[no-untyped-def]
         assert may_write.wait(10)
-        write(*arguments)
+        return write(*arguments)
 
-    monkeypatch.setattr(checkpoint_files, "write_tensors", slowly)
+    monkeypatch.setattr(checkpoint_files, "write_hashed", slowly)
     objective, writer = Regression(), _writer(tmp_path)
     state = new_state(objective.model, SETTINGS)
-    update(objective, state, SETTINGS, 0)
+    update(objective, state, SETTINGS, 0, WORLD)
     save(writer, Progress(1), state, WORLD)
-    update(objective, state, SETTINGS, 1)
+    update(objective, state, SETTINGS, 1, WORLD)
     assert checkpoint_steps(tmp_path) == []
     may_write.set()
     writer.finish()
@@ -97,11 +99,67 @@ def test_training_goes_on_while_a_checkpoint_is_written(
     assert _same(loaded, _state(1))
 
 
+def _write_slowly(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    write = checkpoint_files.write_hashed
+
+    def slowly(*arguments):  # type: ignore[no-untyped-def]
+        time.sleep(seconds)
+        return write(*arguments)
+
+    monkeypatch.setattr(checkpoint_files, "write_hashed", slowly)
+
+
+def test_there_is_one_copy_of_the_state_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write_slowly(monkeypatch, 0.1)
+    writer, busy = _writer(tmp_path), []
+
+    def copy(*arguments):  # type: ignore[no-untyped-def]
+        busy.append(writer.busy)
+        return snapshot(*arguments)
+
+    monkeypatch.setattr(checkpoint, "snapshot", copy)
+    save(writer, Progress(1), _state(1), WORLD)
+    assert writer.busy
+    save(writer, Progress(2), _state(2), WORLD)
+    writer.finish()
+    assert busy == [False, False] and not writer.busy
+    assert checkpoint_steps(tmp_path) == [1, 2]
+
+
+def test_what_is_due_after_minutes_waits_for_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training does not: the second one is that of the last step."""
+    _write_slowly(monkeypatch, 1.0)
+    settings = replace(SETTINGS, checkpoint_every=100, keep=99, checkpoint_minutes=0.015 / 60)
+    train(Regression(seconds=0.01), settings, tmp_path, QUIET, world=WORLD)
+    steps = checkpoint_steps(tmp_path / "checkpoints")
+    assert len(steps) == 2 and steps[0] < 6 and steps[1] == 12
+
+
+def test_bytes_that_do_not_reach_the_disk_are_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system says so to the first who asks, and to nobody later."""
+
+    def fail(path: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("driftrae_cli.models.weights.sync_file", fail)
+    writer = _writer(tmp_path)
+    save(writer, Progress(1), _state(1), WORLD)
+    with pytest.raises(OutputError, match="Input/output error"):
+        writer.finish()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_step_after_loading_is_the_one_that_would_have_followed(tmp_path: Path) -> None:
     _written(tmp_path, 2)
     state = _state()
     load_latest(tmp_path, state, WORLD, QUIET.message)
-    update(Regression(model=state.model), state, SETTINGS, 2)
+    update(Regression(model=state.model), state, SETTINGS, 2, WORLD)
     assert _same(state, _state(3))
 
 
@@ -132,19 +190,13 @@ def _break_manifest(folder: Path) -> None:
     manifest_path(folder, 4).write_text('{"step": 4, "fi')
 
 
-def _from_the_future(folder: Path) -> None:
-    path = manifest_path(folder, 4)
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
-
-
 @pytest.mark.parametrize(
     ("damage", "text"),
     [
         (_cut, r"step-0000004\.safetensors: damaged or cut short: it has \d+ bytes, \d+ were"),
         (_flip, r"step-0000004\.safetensors: damaged: its SHA-256 is not that"),
         (_break_manifest, r"step-0000004\.json: damaged"),
-        (_from_the_future, r"step-0000004\.json: of format 2, this driftrae reads 1"),
-        (lambda folder: tensors_path(folder, 4).unlink(), "cannot be read .No such file"),
+        (lambda folder: tensors_path(folder, 4).unlink(), r"step-0000004\.safetensors: missing"),
     ],
 )
 def test_any_damage_is_noticed_and_the_one_before_is_used(
@@ -153,12 +205,49 @@ def test_any_damage_is_noticed_and_the_one_before_is_used(
     _written(tmp_path, 2, 4)
     damage(tmp_path)
     state, listener = _state(), Listener()
-    with pytest.raises(WeightsError, match=text):
-        checkpoint_files.check_whole(tmp_path, 4)
+    found = checkpoint_files.damage(tmp_path, 4)
+    assert found and re.search(text, found)
+    assert checkpoint_files.damage(tmp_path, 2) is None
     assert load_latest(tmp_path, state, WORLD, listener.message).step == 2
     assert _same(state, _state(2))
     [heard] = listener.heard
     assert heard.endswith("\nGoing on from the checkpoint before.")
+
+
+def _refused(folder: Path, text: str) -> None:
+    """Resuming ends with this error, and removes nothing."""
+    before = sorted(folder.rglob("*"))
+    heard = Listener()
+    with pytest.raises(WeightsError, match=text):
+        train(Regression(), SETTINGS, folder, heard, world=WORLD)
+    assert sorted(folder.rglob("*")) == before
+    assert heard.heard == []
+
+
+def test_a_checkpoint_of_a_newer_driftrae_ends_the_command(tmp_path: Path) -> None:
+    _written(tmp_path / "checkpoints", 2, 4)
+    path = manifest_path(tmp_path / "checkpoints", 4)
+    newer = {**json.loads(path.read_text()), "format": 2, "unheard": "of"}
+    path.write_text(json.dumps(newer))
+    _refused(tmp_path, r"step-0000004\.json: written by a newer driftrae \(format 2, this one re")
+
+
+def test_a_checkpoint_that_cannot_be_read_for_the_moment_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "checkpoints"
+    _written(folder, 2, 4)
+    with monkeypatch.context() as patch:
+
+        def fail(path: Path) -> str:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+        patch.setattr(checkpoint_files, "_sha256", fail)
+        _refused(tmp_path, r"step-0000004\.safetensors: cannot be read \(Input/output error\)")
+    assert load_latest(folder, _state(), WORLD, QUIET.message).step == 4
+    manifest_path(folder, 4).unlink()
+    manifest_path(folder, 4).mkdir()
+    _refused(tmp_path, r"step-0000004\.json: cannot be read \(Is a directory\)\. Try again, or del")
 
 
 def test_damaged_checkpoints_do_not_outlive_good_ones(tmp_path: Path) -> None:
@@ -181,15 +270,16 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
 @pytest.fixture
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Makes the checkpoint of a step fail halfway for want of room."""
-    write = checkpoint_files.write_tensors
+    write = checkpoint_files.write_hashed
 
     def fail(step: int) -> None:
         def cut_short(path, tensors, metadata):  # type: ignore[no-untyped-def]
-            write(path, tensors, metadata)
+            sha256 = write(path, tensors, metadata)
             if metadata["step"] == str(step):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return sha256
 
-        monkeypatch.setattr(checkpoint_files, "write_tensors", cut_short)
+        monkeypatch.setattr(checkpoint_files, "write_hashed", cut_short)
 
     return fail
 

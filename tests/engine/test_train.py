@@ -15,7 +15,15 @@ from driftrae_cli.engine.checkpoint_files import checkpoint_steps, tensors_path
 from driftrae_cli.engine.ema import WeightAverage, decay_at
 from driftrae_cli.engine.report import NullReporter
 from driftrae_cli.engine.stop import StopRequest
-from driftrae_cli.engine.train import LoopSettings, StepOutput, Watchers, learning_rate_at, train
+from driftrae_cli.engine.train import (
+    LoopSettings,
+    StepOutput,
+    Watchers,
+    learning_rate_at,
+    new_state,
+    train,
+    update,
+)
 from driftrae_cli.engine.world import World
 from driftrae_cli.errors import ConfigError, DataError, NumericsError, OutputError, WeightsError
 
@@ -188,7 +196,10 @@ def test_a_signal_that_comes_twice_at_once_is_one_with_several_processes(size: i
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGINT)
             return
-        signal.raise_signal(signal.SIGINT)
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:  # which would end the tests
+            pytest.fail("the echo stops the run at once")
         stop._since -= 2.5
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
@@ -261,6 +272,49 @@ def test_the_best_score_is_remembered_by_a_run_that_goes_on(tmp_path: Path) -> N
     assert watch.best == [(12, 2.9)]
 
 
+def test_scores_of_another_protocol_do_not_compare(tmp_path: Path) -> None:
+    first, then = {5: 3.0, 10: 3.5, 12: 3.2}, {15: 9.0, 18: 4.0}
+    for number, (protocol, best) in enumerate(
+        [("500 pictures", []), ("50 pictures", [(15, 9.0), (18, 4.0)])]
+    ):
+        folder = tmp_path / str(number)
+        watch = Scores(first)
+        watchers = replace(watch.watchers(), protocol="500 pictures")
+        train(Regression(), SCORED, folder, QUIET, world=WORLD, watchers=watchers)
+        assert watch.best == [(5, 3.0)]
+        watch = Scores(then)
+        train(
+            Regression(), replace(SCORED, steps=18), folder, QUIET, world=WORLD,
+            watchers=replace(watch.watchers(), protocol=protocol),
+        )  # fmt: skip
+        assert watch.best == best
+
+
+def test_a_score_that_is_no_number_is_not_the_best(tmp_path: Path) -> None:
+    watch = Scores({5: float("nan"), 10: 4.0, 12: 5.0})
+    train(Regression(), SCORED, tmp_path, QUIET, world=WORLD, watchers=watch.watchers())
+    assert watch.best == [(10, 4.0)]
+
+
+def test_watchers_see_the_averaged_network(tmp_path: Path) -> None:
+    seen: list[tuple[str, nn.Linear]] = []
+
+    def evaluate(step: int, model: nn.Linear) -> Mapping[str, float]:
+        seen.append(("evaluate", model))
+        return {"distance": -float(step)}
+
+    watchers = Watchers(
+        preview=lambda step, model: seen.append(("preview", model)),
+        evaluate=evaluate,
+        best=lambda step, model, scores: seen.append(("best", model)),
+    )
+    objective, settings = Regression(), replace(SCORED, preview_every=6)
+    averaged = train(objective, settings, tmp_path, QUIET, world=WORLD, watchers=watchers)
+    assert not torch.equal(flat(averaged), flat(objective.model))
+    assert {what for what, _ in seen} == {"preview", "evaluate", "best"}
+    assert all(model is averaged for _, model in seen)
+
+
 def test_a_preview_or_best_that_cannot_be_written_is_told_and_no_more(tmp_path: Path) -> None:
     def full(*arguments: object) -> None:
         raise OutputError("x.png: cannot be written (No space left on device)")
@@ -297,6 +351,20 @@ def test_average_decay_is_the_published_curve() -> None:
     assert decay_at(500, 0.9995, 0.5, 1000) == pytest.approx((0.5 * 0.9995) ** 0.5)
     assert decay_at(5000, 0.9995, 0.5, 1000) == 0.9995
     assert decay_at(0, 0.9, 0.5, 0) == 0.9
+
+
+def test_the_average_of_two_updates_is_its_closed_form() -> None:
+    """Decays 0.5 and 0.5 * 1.8^(1/5), with which the start has half of the first and so on."""
+    objective = Regression()
+    state = new_state(objective.model, SETTINGS)
+    weights = [flat(objective.model).clone()]
+    for step in range(2):
+        update(objective, state, SETTINGS, step, WORLD)
+        weights.append(flat(objective.model).clone())
+    second = 0.5 * 1.8**0.2
+    first = (weights[0] + weights[1]) / 2
+    expected = second * first + (1 - second) * weights[2]
+    torch.testing.assert_close(flat(state.average.model), expected, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("given", [False, True])
