@@ -20,7 +20,12 @@ from driftrae_cli.engine.class_match import some_of
 from driftrae_cli.engine.latent_feeds import Feed
 from driftrae_cli.engine.parallel import averaging_gradients, exchanging
 from driftrae_cli.engine.phases import Phases, unmeasured
-from driftrae_cli.engine.runtime import generator, network_precision, peak_memory
+from driftrae_cli.engine.runtime import (
+    attention_kernel,
+    generator,
+    network_precision,
+    peak_memory,
+)
 from driftrae_cli.engine.step_plan import Counts, StepPlan
 from driftrae_cli.engine.train import StepOutput
 from driftrae_cli.engine.world import World
@@ -234,7 +239,10 @@ class DriftDistillation:
                 for drift in portion.drifts
             ]
             gradient_KNCD = torch.cat([pull.gradient for pull in pulls]) * share
-        with self._phases("backward"):
+        with (
+            self._phases("backward"),
+            attention_kernel(self._world.device, self._precision),
+        ):
             if portion.gen is None:
                 self._replay(portion.z, portion.classes, gradient_KNCD, final)
             else:

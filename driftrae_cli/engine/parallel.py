@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -15,6 +16,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from driftrae_cli.engine.world import World
+from driftrae_cli.errors import ConfigError
 
 
 def shard(model: nn.Module, blocks: Iterable[nn.Module], world: World) -> None:
@@ -22,7 +24,15 @@ def shard(model: nn.Module, blocks: Iterable[nn.Module], world: World) -> None:
 
     Args:
         blocks: parts of `model` whose weights are gathered together.
+
+    Raises:
+        ConfigError: this torch cannot do it on this device.
     """
+    if world.device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
+        raise ConfigError(
+            f"compute.parallel: fsdp on a CPU needs a newer torch than {torch.__version__}; "
+            "use ddp, or update torch"
+        )
     # Nobody adds to the network's output in place, of which torch warns in every call.
     warnings.filterwarnings("ignore", message=".*returned a view tensor", category=UserWarning)
     mesh = init_device_mesh(world.device.type, (world.size,))

@@ -6,7 +6,7 @@ import re
 import resource
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -103,12 +103,17 @@ def uses_bf16(device: torch.device, precision: str) -> bool:
 def network_precision(device: torch.device, precision: str) -> Iterator[None]:
     """Context in which networks run: `bf16`, `float32`, or `auto` (bf16 where it is fast)."""
     use_bf16 = uses_bf16(device, precision)
-    with ExitStack() as stack:
-        if use_bf16 and device.type == "cpu":
-            # The CPU's fused kernel takes ten times as long as plain products going backward.
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        stack.enter_context(torch.autocast(device.type, dtype=torch.bfloat16, enabled=use_bf16))
+    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=use_bf16)
+    with attention_kernel(device, precision), autocast:
         yield
+
+
+def attention_kernel(device: torch.device, precision: str) -> AbstractContextManager[None]:
+    """Which attention such networks use; also going backward, where blocks may be recomputed."""
+    if device.type == "cpu" and uses_bf16(device, precision):
+        # The CPU's fused kernel takes ten times as long as plain products going backward.
+        return sdpa_kernel(SDPBackend.MATH)
+    return nullcontext()
 
 
 def generator(*address: int | str, device: torch.device | str = "cpu") -> torch.Generator:

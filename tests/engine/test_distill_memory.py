@@ -44,14 +44,17 @@ def _latents() -> torch.Tensor:
 
 
 def _task(
-    micro_batch: int | None, settings: FieldSettings, detached: int = DETACHED
+    micro_batch: int | None,
+    settings: FieldSettings,
+    detached: int = DETACHED,
+    precision: str = "float32",
 ) -> tuple[DriftDistillation, Passes]:
     student, latents = _student(), _latents()
     counts = Counts(CLASSES, POSITIVES, GRAD, detached, micro_batch)
     plan = StepPlan(ClassIndex.of(torch.arange(40) % 4, tuple("abcd")), counts, 0, 0, 1)
     task = DriftDistillation(
         student, plan, lambda number: latents[plan.rows(number)], DriftObjective(settings), counts,
-        seed=0, precision="float32", world=alone(CPU), class_names=tuple("abcd"),
+        seed=0, precision=precision, world=alone(CPU), class_names=tuple("abcd"),
     )  # fmt: skip
     return task, Passes(student)
 
@@ -144,9 +147,12 @@ def test_there_may_be_no_detached_samples() -> None:
     torch.testing.assert_close(parts, whole, rtol=0, atol=2e-5 * whole.abs().max().item())
 
 
-def test_recomputed_blocks_give_the_same_gradient() -> None:
-    whole, _ = _gradient(_task(None, FieldSettings())[0])
-    task, _ = _task(None, FieldSettings())
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("micro_batch", [None, 2])
+def test_recomputed_blocks_give_the_same_gradient(micro_batch: int | None, precision: str) -> None:
+    """Going backward too, attention must be the kernel that it was going forward."""
+    whole, _ = _gradient(_task(micro_batch, FieldSettings(), precision=precision)[0])
+    task, _ = _task(micro_batch, FieldSettings(), precision=precision)
     task.model.recompute = True
     again, _ = _gradient(task)
     torch.testing.assert_close(again, whole, rtol=0, atol=1e-6 * whole.abs().max().item())

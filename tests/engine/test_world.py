@@ -12,6 +12,7 @@ from processes import outcomes, run
 from driftrae_cli.config.load import load
 from driftrae_cli.config.schema import DistillConfig
 from driftrae_cli.engine.distill_task import open_recipe
+from driftrae_cli.engine.parallel import shard
 from driftrae_cli.engine.report import NullReporter
 from driftrae_cli.engine.runtime import pick_device, uses_tf32
 from driftrae_cli.engine.step_plan import check_shares
@@ -19,6 +20,8 @@ from driftrae_cli.engine.world import World, alone
 from driftrae_cli.errors import ConfigError
 
 CPU = torch.device("cpu")
+SHARES_HERE = hasattr(torch.cpu.Stream, "record_event")  # whether torch can do FSDP2 on a CPU
+fsdp = pytest.param("fsdp", marks=pytest.mark.skipif(not SHARES_HERE, reason="old torch"))
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -49,9 +52,14 @@ def _assert_same(found: list[np.ndarray], wanted: list[np.ndarray]) -> None:
         (2, "ddp", "token", 3),
         (2, "ddp", "batch", None),
         (4, "ddp", "batch", 2),
-        (2, "fsdp", "token", None),
-        (2, "fsdp", "batch", 2),
-        (4, "fsdp", "token", 3),
+        *(
+            pytest.param(*case, marks=fsdp.marks)
+            for case in (
+                (2, "fsdp", "token", None),
+                (2, "fsdp", "batch", 2),
+                (4, "fsdp", "token", 3),
+            )
+        ),
     ],
 )
 def test_processes_make_the_update_of_one(
@@ -74,6 +82,14 @@ def test_processes_make_the_update_of_one(
             assert many[name] == pytest.approx(one[name], rel=1e-3)
 
 
+@pytest.mark.skipif(SHARES_HERE, reason="this torch can")
+def test_an_old_torch_says_what_it_cannot() -> None:
+    model = process_tasks.student()
+    with pytest.raises(ConfigError, match="fsdp on a CPU needs a newer torch"):
+        shard(model, model.blocks, World(0, 2, CPU))
+
+
+@pytest.mark.skipif(not SHARES_HERE, reason="old torch")
 def test_a_run_goes_on_with_other_processes_and_shares(tmp_path: Path) -> None:
     """Two hold all weights, then four a share each, then one."""
     wanted = _alone(tmp_path / "whole", "ddp", "token", None, 6)
@@ -103,7 +119,7 @@ def test_a_process_that_is_killed_is_missed() -> None:
     assert sum("has ended without a word" in text for text in texts) == 1
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", ["ddp", fsdp])
 def test_watchers_see_the_weights_of_their_step(tmp_path: Path, parallel: str) -> None:
     """Shares are gathered anew: what was gathered for the look before is stale."""
     wanted = process_tasks.watched(alone(CPU), tmp_path / "one", "ddp")
@@ -112,7 +128,9 @@ def test_watchers_see_the_weights_of_their_step(tmp_path: Path, parallel: str) -
         assert seen == pytest.approx(wanted, rel=1e-4)
 
 
-@pytest.mark.parametrize(("parallel", "which"), [("ddp", 0), ("ddp", 1), ("fsdp", 1)])
+@pytest.mark.parametrize(
+    ("parallel", "which"), [("ddp", 0), ("ddp", 1), pytest.param("fsdp", 1, marks=fsdp.marks)]
+)
 def test_bad_data_of_one_process_keep_what_was_done(
     tmp_path: Path, parallel: str, which: int
 ) -> None:
@@ -125,7 +143,7 @@ def test_bad_data_of_one_process_keep_what_was_done(
     assert (tmp_path / "checkpoints" / "step-0000003.json").exists()
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", ["ddp", fsdp])
 def test_an_error_in_scoring_is_told(parallel: str) -> None:
     """By one process; with shares of the weights the others wait for it in every batch."""
     texts = [text for failed, text in outcomes(2, process_tasks.scoring_fails, parallel)]
