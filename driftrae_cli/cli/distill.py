@@ -93,10 +93,12 @@ def _show(config: DistillConfig, folder: Path, *, as_json: bool) -> None:
     if isinstance(costs, Unknown):
         typer.echo(f"\nCosts are not known: {costs.reason}", err=True)
         return
+    gpus = "one GPU" if costs.processes == 1 else f"each of {costs.processes} GPUs"
     typer.echo(
-        f"\nCosts on each of {costs.processes} GPUs: counted, not measured; times at an assumed "
+        f"\nCosts on {gpus}: counted, not measured; times at an assumed "
         f"{100 * costs.assumed_utilisation:.0f} % of the peak rate, without waiting for data or "
-        "each other.\nMemory in GB (10^9 bytes), arithmetic of a step in TFLOP.",
+        "each other, which small networks do not reach.\n"
+        "Memory in GB (10^9 bytes), arithmetic of a step in TFLOP.",
         err=True,
     )
     if not as_json:

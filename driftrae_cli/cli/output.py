@@ -113,7 +113,8 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, tuple):
-        return ", ".join(map(_cell, value))
+        cells = [_cell(one) for one in value]
+        return ("; " if any(", " in cell for cell in cells) else ", ").join(cells)
     return str(value)
 
 

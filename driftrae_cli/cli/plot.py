@@ -10,7 +10,7 @@ from driftrae_cli.cli.output import print_result
 
 
 def plot(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="One run or several.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR", help="One run or several.")],
     out: Annotated[
         Path | None,
         typer.Option(

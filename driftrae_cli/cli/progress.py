@@ -7,30 +7,32 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Column
 from rich.text import Text
 
 from driftrae_cli.cli.output import console
 from driftrae_cli.engine.report import Reporter
 
-_MOST_FIELDS = 3
-# Numbers that are shown, in this order, with a short name and a unit.
-_NAMES = {
-    "field": ("field", ""),
-    "diversity": ("diversity", ""),
-    "eval/frechet_distance": ("FD", ""),
-    "eval/class_accuracy": ("accuracy", ""),
-    "grad_norm": ("grad", ""),
-    "samples_per_second": ("", " samples/s"),
-    "memory_gb": ("", " GB"),
-}
+_BAR_WIDTH = 16
+# Numbers that are shown, in this order, under their names in metrics.jsonl.
+_KINDS = (
+    "loss",
+    "field",
+    "diversity",
+    "samples_per_second",
+    "eval/frechet_distance",
+    "eval/class_accuracy",
+    "grad_norm",
+    "memory_gb",
+)
+_UNITS = {"samples_per_second": " samples/s", "memory_gb": " GB"}
 _SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -55,18 +57,17 @@ def reporter() -> Iterator[Reporter]:
         shown.close()
 
 
-def _metrics_text(metrics: Mapping[str, float]) -> str:
-    """The numbers that say how it goes; where there is no field, the loss."""
-    kinds: dict[str, list[str]] = {kind: [] for kind in _NAMES}
-    for name in metrics:
-        if (kind := _kind(name)) in kinds:
-            kinds[kind].append(name)
-    chosen = [name for names in kinds.values() for name in names[:_MOST_FIELDS]]
-    if not kinds["field"]:
-        chosen = [name for name in metrics if name == "loss"] + chosen
-    return "  ".join(
-        f"{metric_name(name)} {metric_value(name, metrics[name])}".strip() for name in chosen
-    )
+def _texts(metrics: Mapping[str, float]) -> list[str]:
+    """The numbers that say how it goes, the most telling first."""
+    return [_text(name, metrics[name]) for kind in _KINDS for name in _of_kind(kind, metrics)]
+
+
+def _of_kind(kind: str, names: Collection[str]) -> list[str]:
+    """Of the fields that of the largest temperature, which falls most; no loss beside a field."""
+    found = [name for name in names if _kind(name) == kind]
+    if kind == "field":
+        return sorted(found, key=_temperature, reverse=True)[:1]
+    return [] if kind == "loss" and any(_kind(name) == "field" for name in names) else found
 
 
 def _kind(name: str) -> str:
@@ -74,25 +75,43 @@ def _kind(name: str) -> str:
     return "field" if name.startswith("field/") else name.partition("-")[0]
 
 
-def metric_name(name: str) -> str:
-    """A metric's short name, empty where its unit says what it is."""
-    short, _ = _NAMES.get(_kind(name), (name.replace("_", " "), ""))
-    where = name.removeprefix("field") if _kind(name) == "field" else ""
-    pictures = name.partition("-")[2]
-    return f"{short}{where}" + (f" of {pictures}" if pictures and short else "")
+def _temperature(field: str) -> float:
+    return float(field.rpartition("/")[2])
+
+
+def _text(name: str, value: float) -> str:
+    """The unit says what samples are counted in."""
+    shown = metric_value(name, value)
+    return shown if name == "samples_per_second" else f"{name} {shown}"
 
 
 def metric_value(name: str, value: float) -> str:
-    """Its value with the unit."""
-    return f"{value:.4g}{_NAMES.get(_kind(name), ('', ''))[1]}"
+    """A number with its unit."""
+    return f"{value:.4g}{_UNITS.get(name, '')}"
+
+
+def _fitting(texts: Iterable[str], width: int) -> str:
+    """As many of them, from the first, as a line has room for."""
+    line = ""
+    for text in texts:
+        longer = f"{line}  {text}" if line else text
+        if len(longer) > width:
+            break
+        line = longer
+    return line
 
 
 class BarReporter:
-    """One bar per phase, with the time left and the newest numbers."""
+    """One bar per phase, with the time left, and below it the newest numbers.
+
+    Numbers that a narrow terminal has no room for are left out.
+    """
 
     def __init__(self, terminal: Console) -> None:
         self._terminal = terminal
-        self._bar: Progress | None = None
+        self._live: Live | None = None
+        self._bar = Progress(console=terminal)
+        self._numbers = Text()
 
     def message(self, text: str) -> None:
         self._terminal.print(Text(text))
@@ -101,34 +120,33 @@ class BarReporter:
         self.close()
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=_BAR_WIDTH),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn(
-                "{task.fields[metrics]}",
-                markup=False,
-                # One line in a narrow terminal too, without the last numbers.
-                table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
-            ),
             console=self._terminal,
-            expand=True,
         )
-        self._bar.add_task(phase, total=total, completed=done, metrics="")
-        self._bar.start()
+        self._bar.add_task(phase, total=total, completed=done)
+        self._numbers = Text()
+        self._live = Live(get_renderable=self._screen, console=self._terminal)
+        self._live.start()
+
+    def _screen(self) -> Group:
+        return Group(self._bar, *([self._numbers] if self._numbers else []))
 
     def advance(self, step: int, metrics: Mapping[str, float]) -> None:
-        if self._bar:
-            task = self._bar.task_ids[0]
-            self._bar.update(task, completed=step, metrics=_metrics_text(metrics))
+        if self._live:
+            self._bar.update(self._bar.task_ids[0], completed=step)
+            if metrics:
+                self._numbers = Text(_fitting(_texts(metrics), self._terminal.width))
 
     def finish(self) -> None:
         self.close()
 
     def close(self) -> None:
         """Stop drawing."""
-        if self._bar:
-            self._bar.stop()
-        self._bar = None
+        if self._live:
+            self._live.stop()
+        self._live = None
 
 
 _to_stderr = functools.partial(typer.echo, err=True)
@@ -145,6 +163,7 @@ class LineReporter:
         self._write, self._clock = write, clock
         self._phase, self._total, self._first, self._step = "", 0, 0, 0
         self._began = self._last_line = 0.0
+        self._numbers: Mapping[str, float] = {}
 
     def message(self, text: str) -> None:
         self._write(text)
@@ -152,18 +171,20 @@ class LineReporter:
     def start(self, phase: str, total: int, done: int = 0) -> None:
         self._phase, self._total, self._first, self._step = phase, total, done, done
         self._began = self._last_line = self._clock()
+        self._numbers = {}
         self._write(f"{phase}: {done}/{total}")
 
     def advance(self, step: int, metrics: Mapping[str, float]) -> None:
         self._step = step
+        self._numbers = metrics or self._numbers
         now = self._clock()
         if now - self._last_line < _SECONDS_BETWEEN_LINES:
             return
         self._last_line = now
         seconds_each = (now - self._began) / max(1, step - self._first)
         left = duration(seconds_each * (self._total - step))
-        text = f"{self._phase}: {step}/{self._total}, {left} left  {_metrics_text(metrics)}"
-        self._write(text.rstrip())
+        begin = f"{self._phase}: {step}/{self._total}, {left} left"
+        self._write("  ".join([begin, *_texts(self._numbers)]))
 
     def finish(self) -> None:
         took = duration(self._clock() - self._began)

@@ -12,10 +12,11 @@ from rich.text import Text
 
 from driftrae_cli.cli.options import Json
 from driftrae_cli.cli.output import console, print_json
-from driftrae_cli.cli.progress import duration, metric_name, metric_value
+from driftrae_cli.cli.progress import duration, metric_value
+from driftrae_cli.errors import ConfigError
 
 if TYPE_CHECKING:
-    from driftrae_cli.engine.status import Status
+    from driftrae_cli.engine.status import RunningScore, Status
 
 _SECONDS_BETWEEN_LOOKS = 3.0
 
@@ -23,7 +24,8 @@ _SECONDS_BETWEEN_LOOKS = 3.0
 def status(
     run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Directory of the run.")],
     watch: Annotated[
-        bool, typer.Option("--watch", help="Show it anew until the run ends or Ctrl-C.")
+        bool,
+        typer.Option("--watch", help="Show it anew until the run ends or Ctrl-C; not with --json."),
     ] = False,
     json: Json = False,
 ) -> None:
@@ -39,6 +41,8 @@ def status(
     """
     from driftrae_cli.engine.status import read_status
 
+    if watch and json:
+        raise ConfigError("--watch --json: JSON is shown once; leave out one of them")
     now = read_status(run)
     if json:
         print_json(now)
@@ -73,21 +77,31 @@ def _screen(now: "Status") -> Group:
 
 
 def _lines(now: "Status") -> list[tuple[str, str]]:
-    process = f", process {now.process}" if now.process else ""
-    again = "; the same command goes on" if now.state == "stopped" else ""
     lines = [
         ("run", f"{now.run} ({now.kind})"),
-        ("state", f"{now.state}{process}{again}"),
+        ("state", _state(now)),
         (now.phase, f"step {now.step} of {now.steps} ({now.share:.1%})"),
         ("time left", duration(now.seconds_left) if now.seconds_left is not None else ""),
-        ("last line", _ago(now.seconds_since_line)),
+        ("last logged", _ago(now.seconds_since_line)),
         ("checkpoint", _checkpoint(now)),
-        ("score", now.evaluation or ""),
-        ("best score", now.best or ""),
+        *((score.name, _score(score)) for score in now.scores),
         ("previews", f"{now.previews}, {now.newest_preview}" if now.previews else ""),
     ]
-    numbers = [(metric_name(n.name), metric_value(n.name, n.value)) for n in now.numbers]
+    numbers = [(n.name, metric_value(n.name, n.value)) for n in now.numbers]
     return [line for line in (*lines, *numbers) if line[1]]
+
+
+def _state(now: "Status") -> str:
+    if now.failure:
+        return f"{now.state}: {now.failure}"
+    process = f", process {now.process}" if now.process else ""
+    again = "; run the same command again to resume" if now.state == "stopped" else ""
+    return f"{now.state}{process}{again}"
+
+
+def _score(score: "RunningScore") -> str:
+    best = score.best is not None and f"; best {score.best:.4g} (step {score.best_step})"
+    return f"{score.value:.4g} (step {score.step}){best or ''}"
 
 
 def _checkpoint(now: "Status") -> str:

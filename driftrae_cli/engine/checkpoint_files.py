@@ -18,7 +18,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from driftrae_cli.errors import OutputError, WeightsError
+from driftrae_cli.errors import ConfigError, OutputError, WeightsError
 from driftrae_cli.files import write_text
 from driftrae_cli.models.weights import write_hashed
 
@@ -41,6 +41,21 @@ class Manifest:
     bytes: int
     sha256: str
     format: int
+
+
+FOLDER = "checkpoints"  # in the folder of a training
+
+
+def check_steps(made: int, asked: int) -> None:
+    """
+    Raises:
+        ConfigError: more updates are made already than are asked for.
+    """
+    if made > asked:
+        raise ConfigError(
+            f"optim.steps: {made} updates are made already, {asked} are asked for; give at least "
+            f"{made}"
+        )
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
@@ -118,7 +133,7 @@ def newest_whole(folder: Path, tell: Callable[[str], None]) -> int:
                 f"{wrong}\nCannot resume: no checkpoint is left. Choose another --out to start "
                 "afresh."
             )
-        tell(f"{wrong}\nGoing on from the checkpoint before.")
+        tell(f"{wrong}\nTrying the checkpoint before.")
     return 0
 
 
@@ -176,8 +191,7 @@ class CheckpointWriter:
         failed = self._settle()
         if failed:
             raise OutputError(
-                f"{failed}; {self._good}. Make room and run the same command again: it resumes "
-                "there."
+                f"{failed}; {self._good}. Make room and run the same command again to resume."
             )
 
     def close(self) -> None:

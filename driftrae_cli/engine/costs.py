@@ -287,6 +287,11 @@ def workload(
     )
 
 
+def checkpoint_bytes(parameters: int) -> int:
+    """On disk: weights, their average and two moments, all float32."""
+    return 4 * _FLOAT * parameters
+
+
 def fitting_micro_batch(load: Workload, budget: float) -> int | None:
     """The largest micro-batch whose step needs no more than `budget` bytes; None is no limit.
 

@@ -1,5 +1,6 @@
 """Curves of one run or several, as a picture; imports no torch, and matplotlib only to draw."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 from driftrae_cli.engine.health import COLLAPSED
 from driftrae_cli.engine.metrics_log import (
+    DIVERSITY,
     EVAL,
     FIELD,
     METRICS_FILE,
@@ -16,13 +18,16 @@ from driftrae_cli.engine.metrics_log import (
     read_metrics,
 )
 from driftrae_cli.errors import ConfigError, OutputError
-from driftrae_cli.files import atomic_file
+from driftrae_cli.files import atomic_file, make_folder
 
 DEFAULT_NAME = "curves.png"  # in the run directory; ours, so it is replaced
 _ENDINGS = (".png", ".svg")
 _COLOURS = ("#2a6fbb", "#d9622b", "#2f8f5b", "#8a4fae", "#c43d5f", "#7a6a53", "#1795a5", "#5a5a5a")
 _STYLES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (6, 1)), (0, (3, 1, 1, 1, 1, 1)))
 _WORTH_SMOOTHING = 30  # points from which on there is a thick line over the raw ones
+_SMOOTHING = "pale lines: as logged; strong lines: mean of neighbouring points"
+_WIDE = 100  # largest over smallest value, from which on small ones vanish on an even axis
+_HEADROOM = 0.08  # of the axis, above the largest value
 _COLUMNS = 3
 
 
@@ -57,10 +62,10 @@ class _Panel:
 
 
 _PANELS = (
-    _Panel("field length, mean |V| / scale", FIELD, log_scale=True),
+    _Panel("field, in mean distances", FIELD, log_scale=True),
     _Panel("effective neighbours", NEIGHBOURS, log_scale=True),
     _Panel("gradient norm", "grad_norm", log_scale=True),
-    _Panel("diversity, spread over that of real latents", "diversity"),
+    _Panel("diversity, spread over that of real latents", DIVERSITY),
     _Panel("learning rate", "learning_rate"),
     _Panel("samples per second", "samples_per_second"),
 )
@@ -72,9 +77,13 @@ def check_output(runs: Sequence[Path], out: Path | None, overwrite: bool) -> Pat
     """Where the picture goes; an existing one is kept, but for the default of a run.
 
     Raises:
-        ConfigError: several runs and no `out`.
+        ConfigError: several runs and no `out`, or a run twice.
         OutputError: another ending, or the file exists and `overwrite` is off.
     """
+    places = [run.resolve() for run in runs]
+    twice = [run for run, place in zip(runs, places, strict=True) if places.count(place) > 1]
+    if twice:
+        raise ConfigError(f"{twice[-1]}: given twice; name each run once")
     if out is None:
         if len(runs) > 1:
             raise ConfigError("several runs: say where their picture goes, with --out FILE.png")
@@ -94,23 +103,22 @@ def plot(runs: Sequence[Path], out: Path | None = None, overwrite: bool = False)
         out: `.png` or `.svg`; by default `curves.png` in the only run.
 
     Raises:
-        ConfigError: a folder that has logged nothing, or several runs and no `out`.
+        ConfigError: a folder that has logged nothing, a run twice, or several and no `out`.
         OutputError: `out` exists, has another ending or cannot be written.
     """
     target = check_output(runs, out, overwrite)
-    logs = [log for run in runs for log in _logs(run, alone=len(runs) == 1)]
+    logs = [log for run in runs for log in _logs(run)]
     panels = _panels_of(logs)
     _draw(logs, panels, target)
     return Curves(str(target), tuple(log.name for log in logs), tuple(p.title for p in panels))
 
 
-def _logs(run: Path, alone: bool) -> list[_Log]:
+def _logs(run: Path) -> list[_Log]:
     """The log of a distillation, or those of a pretraining run's phases."""
     found = [_Log(str(run), lines)] if (lines := read_metrics(run / METRICS_FILE)) else []
     for file in sorted(run.glob(f"*/{METRICS_FILE}"), key=lambda file: file.stat().st_mtime):
         if lines := read_metrics(file):
-            name = file.parent.name
-            found.append(_Log(name if alone else f"{run}, {name}", lines))
+            found.append(_Log(f"{run}: {file.parent.name}", lines))
     if not found:
         raise ConfigError(
             f"{run}: nothing is logged there ({METRICS_FILE}); give the directory of a run that "
@@ -149,7 +157,9 @@ def _draw(logs: Sequence[_Log], panels: Sequence[_Panel], target: Path) -> None:
         for empty in axes[len(panels) :]:
             empty.set_axis_off()
         _head(figure, logs)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        if _smoothed_somewhere(logs):
+            figure.supxlabel(_SMOOTHING, x=0.01, ha="left", fontsize=8, color="#555555")
+        make_folder(target.parent)
         with atomic_file(target) as partial:
             kind = target.suffix.removeprefix(".")
             # Without a date the same curves give the same file.
@@ -204,28 +214,39 @@ def _colour(number: int) -> str:
 def _draw_panel(axes: Any, panel: _Panel, logs: Sequence[_Log]) -> None:
     names = [name for name in _metrics_of(logs) if name.startswith(panel.prefix)]
     axes.set_title(panel.title)
-    if panel.log_scale:
-        axes.set_yscale("log")
-    for name, log_number, points in _series(names, logs):
+    series = list(_series(names, logs))
+    values = [v for _, _, points in series for _, v in points if math.isfinite(v)]
+    log_scale = panel.log_scale or _is_wide(values)
+    axes.set_yscale("log" if log_scale else "linear")
+    for name, log_number, points in series:
         metric = names.index(name)
         several = len(logs) > 1
         colour = _colour(log_number if several else metric)
         style = _style(metric) if several else "-"
         _line(axes, points, colour, style)
-    _limits(axes, panel)
+    if panel.prefix == DIVERSITY:
+        axes.axhline(1.0, color="#999999", linewidth=0.9)
+        axes.axhline(COLLAPSED, color="#c43d5f", linewidth=0.9, linestyle=":")
+    _limits(axes, values, log_scale)
     if len(names) > 1 and len(logs) == 1:
         _key(axes, names)
 
 
-def _limits(axes: Any, panel: _Panel) -> None:
-    if panel.log_scale:
+def _is_wide(values: Sequence[float]) -> bool:
+    positive = [value for value in values if value > 0]
+    return bool(positive) and max(positive) > _WIDE * min(positive)
+
+
+def _limits(axes: Any, values: Sequence[float], log_scale: bool) -> None:
+    """No curve touches the frame above it."""
+    low, high = axes.get_ylim()
+    high = max([high, *values])
+    if log_scale:
+        axes.set_ylim(low, high * (high / low) ** _HEADROOM)
         _plain_ticks(axes)
         return
-    axes.set_ylim(bottom=0.0)
+    axes.set_ylim(0.0, high * (1 + _HEADROOM))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    if panel.prefix == "diversity":
-        axes.axhline(1.0, color="#999999", linewidth=0.9)
-        axes.axhline(COLLAPSED, color="#c43d5f", linewidth=0.9, linestyle=":")
 
 
 def _plain_ticks(axes: Any) -> None:
@@ -252,6 +273,11 @@ def _short(names: Sequence[str]) -> list[str]:
     labels = [label(name) for name in names]
     sizes = {text.partition(", ")[0] for text in labels}
     return [text.partition(", ")[2] or text for text in labels] if len(sizes) == 1 else labels
+
+
+def _smoothed_somewhere(logs: Sequence[_Log]) -> bool:
+    names = list(_metrics_of(logs))
+    return any(len(points) >= _WORTH_SMOOTHING for _, _, points in _series(names, logs))
 
 
 Points = list[tuple[int, float]]

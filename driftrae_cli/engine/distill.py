@@ -1,10 +1,15 @@
 """Distillation by drifting: the teacher's copy becomes a one-step generator."""
 
+import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from driftrae_cli.engine.build import DistillConfig, loop_settings
+from driftrae_cli.engine.checkpoint_files import FOLDER, check_steps, checkpoint_steps
+from driftrae_cli.engine.costs import checkpoint_bytes
 from driftrae_cli.engine.distill_step import DriftDistillation
 from driftrae_cli.engine.distill_task import Opened, open_recipe, opened_task
 from driftrae_cli.engine.distill_watch import BEST_FILE, STEPS, DistillWatch, StudentFiles
@@ -17,7 +22,11 @@ from driftrae_cli.engine.running_evaluation import RunningEvaluation
 from driftrae_cli.engine.trackers import Tracker, open_trackers
 from driftrae_cli.engine.train import train
 from driftrae_cli.engine.world import World
+from driftrae_cli.errors import NumericsError
+from driftrae_cli.files import write_text
 from driftrae_cli.models.ditdh import DiTDH
+
+_FAILURE = "failure.txt"  # why a run cannot go on, for `status`
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,8 @@ def distill(config: DistillConfig, out: Path, *, reporter: Reporter, world: Worl
     Raises:
         DriftraeError: a setting, file or number that stops the run; the text says what to do.
     """
+    made = world.on_main(lambda: max(checkpoint_steps(out / FOLDER), default=0))
+    check_steps(made, config.optim.steps)  # before anything is loaded or changed
     opened = open_recipe(config, world, reporter)
     with ExitStack() as stack:
         run = open_run(out, config, opened.weights, world, opened.data.fingerprint, reporter)
@@ -103,15 +114,40 @@ class _Run:
             watch = self._watch(task.objective, evaluation, *opened_trackers)
             if world.is_main:
                 watch.warn(watch.health.begin())
-            return train(
-                task.objective,
-                loop_settings(config.optim, config.log, config.eval),
-                self.out,
-                self.reporter,
-                world=world,
-                phase="distilling",
-                watchers=watch.watchers,
-                average=task.average,
+            if world.is_main:
+                self._forget_failure()
+                self._tell_disk(task.average)
+            try:
+                return train(
+                    task.objective,
+                    loop_settings(config.optim, config.log, config.eval),
+                    self.out,
+                    self.reporter,
+                    world=world,
+                    phase="distilling",
+                    watchers=watch.watchers,
+                    average=task.average,
+                )
+            except NumericsError as error:
+                if world.is_main:
+                    write_text(self.out / _FAILURE, f"{error}\n")
+                raise
+
+    def _forget_failure(self) -> None:
+        """Of an earlier start; `status` would go on telling it."""
+        (self.out / _FAILURE).unlink(missing_ok=True)
+
+    def _tell_disk(self, model: DiTDH) -> None:
+        """Say so where the checkpoints will not fit."""
+        config = model.config
+        with torch.device("meta"):
+            numbers = sum(tensor.numel() for tensor in DiTDH(config).state_dict().values())
+        each, count = checkpoint_bytes(numbers), self.opened.config.log.keep + 1
+        free = shutil.disk_usage(self.out).free
+        if free < each * count:
+            self.reporter.message(
+                f"warning: a checkpoint takes {each / 1e9:.3g} GB, and there are up to {count} at "
+                f"a time (log.keep + 1); --out {self.out} has {free / 1e9:.3g} GB free"
             )
 
     def _watch(

@@ -11,7 +11,7 @@ from driftrae_cli.data.latent_cache import is_cache
 from driftrae_cli.data.sources import SHAPES
 from driftrae_cli.engine.build import DataConfig, DistillConfig
 from driftrae_cli.engine.catalogue import KNOWN
-from driftrae_cli.engine.costs import DeviceCost, Workload, device_costs, workload
+from driftrae_cli.engine.costs import DeviceCost, Workload, checkpoint_bytes, device_costs, workload
 from driftrae_cli.engine.devices import ASSUMED_UTILISATION
 from driftrae_cli.engine.obtain import find, is_name, own_header
 from driftrae_cli.engine.report import NullReporter
@@ -64,6 +64,7 @@ class Costs:
         processes: that share the run.
         parameters: of the student.
         autoencoder_parameters: of the autoencoder.
+        checkpoint_gb: size of one; `log.keep` of them and the one being written are on disk.
         pictures_encoded: whether that is counted in every step.
         assumed_utilisation: share of the peak rate that times are for.
         memory_gb: one row per micro-batch that a device below would use.
@@ -74,6 +75,7 @@ class Costs:
     processes: int
     parameters: int
     autoencoder_parameters: int
+    checkpoint_gb: float
     pictures_encoded: bool
     assumed_utilisation: float
     memory_gb: tuple[MemoryRow, ...]
@@ -118,6 +120,7 @@ def estimate(config: DistillConfig, processes: int) -> Costs | Unknown:
         processes=processes,
         parameters=load.network.parameters,
         autoencoder_parameters=load.autoencoder.parameters,
+        checkpoint_gb=checkpoint_bytes(load.network.parameters) / _GB,
         pictures_encoded=streamed,
         assumed_utilisation=ASSUMED_UTILISATION,
         memory_gb=tuple(_memory_row(load, size) for size in sizes),

@@ -22,6 +22,7 @@ from driftrae_cli.errors import OutputError
 COLLAPSED = 0.25  # of the data's spread; below it a class is nearly one picture
 SCATTERED = 4.0  # of the data's spread
 _FAIR_PART = 0.2  # of the steps, after which a student has left the blur that it starts as
+_FEWEST = 20  # steps that this takes at least
 _GROWN = 2.0  # times the lowest value so far
 _SMOOTHED = 5  # newest logged values, of which the median counts
 _NAMED = 3  # classes that a warning names
@@ -110,7 +111,7 @@ class Health:
     def _collapse(self, step: int, diversity: Mapping[str, float]) -> str | None:
         """A class that has become narrow, or is so still after a fair part of the run."""
         low = {name: value for name, value in diversity.items() if value < COLLAPSED}
-        all_count = step >= _FAIR_PART * self._steps or self._all_spread_out
+        all_count = step >= max(_FEWEST, _FAIR_PART * self._steps) or self._all_spread_out
         wrong = {name: v for name, v in low.items() if all_count or name in self._spread_out}
         self._spread_out |= diversity.keys() - low.keys()
         if not wrong:

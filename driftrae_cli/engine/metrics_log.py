@@ -1,12 +1,13 @@
 """Reading `metrics.jsonl`, also while a run writes it; imports no torch."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 METRICS_FILE = "metrics.jsonl"
 FIELD, NEIGHBOURS, EVAL = "field/", "neighbours/", "eval/"
+DISTANCE = f"{EVAL}frechet_distance"  # of the scores, that of which lower is better
 DIVERSITY = "diversity"
 
 
@@ -37,6 +38,15 @@ def _logged(line: str) -> Logged | None:
         return Logged(int(numbers.pop("step")), numbers)
     except (ValueError, KeyError, AttributeError, OverflowError):
         return None
+
+
+def newest_scores(lines: Sequence[Logged]) -> Logged | None:
+    """The scores of the last line that has any, and its step."""
+    for line in reversed(lines):
+        scores = {name: v for name, v in line.metrics.items() if name.startswith(EVAL)}
+        if scores:
+            return Logged(line.step, scores)
+    return None
 
 
 def label(name: str) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import driftrae_cli
 from driftrae_cli.engine.build import DistillConfig
+from driftrae_cli.engine.metrics_log import Logged
 from driftrae_cli.hub import HUB
 
 # In every page, so that `publish` knows its own.
@@ -44,6 +45,23 @@ class Teacher:
 
 
 @dataclass(frozen=True)
+class Training:
+    """How the student scored while it was trained.
+
+    Attributes:
+        step: last step of the published weights; None if their file does not say.
+        scores: the newest by name, and where they were measured; None if nothing was scored.
+        best_step: of the weights that scored best, which are not published; None without them.
+        best_scores: of these, by name.
+    """
+
+    step: int | None
+    scores: Logged | None
+    best_step: int | None
+    best_scores: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class Card:
     """What a page tells.
 
@@ -59,6 +77,7 @@ class Card:
         weights: SHA-256 of what the run read, by what it was.
         student_sha256: of the published file.
         scores: entries of the evaluations in the run directory.
+        training: scores of the run itself.
         pictures: file of a grid of samples; None if there is none.
     """
 
@@ -73,6 +92,7 @@ class Card:
     weights: Mapping[str, str]
     student_sha256: str
     scores: Sequence[Mapping[str, object]]
+    training: Training
     pictures: str | None
 
     def text(self) -> str:
@@ -141,8 +161,40 @@ class Card:
         ]  # fmt: skip
 
     def _scored(self) -> str:
-        if not self.scores:
-            return "Not evaluated."
+        evaluated = [self._evaluated()] if self.scores else []
+        during = self._scored_in_training() if self.training.scores else []
+        parts = [*evaluated, *during] or ["Not evaluated."]
+        return "\n\n".join([*parts, self._which_weights()])
+
+    def _which_weights(self) -> str:
+        training = self.training
+        step = f", step {training.step}" if training.step is not None else ""
+        text = f"The weights here are those of `student.safetensors`, after the last step{step}."
+        if training.best_step is None:
+            return text
+        scores = ", ".join(f"`{name}` {_cell(v)}" for name, v in training.best_scores.items())
+        return (
+            f"{text} The best score of the run was that of step {training.best_step}"
+            f"{f' ({scores})' if scores else ''}, whose weights, `best.safetensors`, are not here."
+        )
+
+    def _scored_in_training(self) -> list[str]:
+        """Under the names that say how many pictures they come from."""
+        assert self.training.scores is not None
+        wanted, step = self.config.eval, self.training.scores.step
+        source = wanted.data or self.config.data.source
+        rows = [
+            (f"`{name}`", _cell(value), name.rpartition("-")[2], str(step))
+            for name, value in self.training.scores.metrics.items()
+        ]
+        return [
+            _table(("score", "value", "generated pictures", "step"), rows),
+            f"Measured while it was trained, in the features of `{wanted.scorer}`, against "
+            f"{wanted.per_class} real pictures of each class of `{source}`. A Fréchet distance "
+            "compares only with others in the same features and from as many pictures.",
+        ]
+
+    def _evaluated(self) -> str:
         rows = [dict(_flat(score)) for score in self.scores]
         names = list(dict.fromkeys(name for row in rows for name in row))
         return _table(

@@ -23,6 +23,8 @@ _CLASSES_SHOWN = 6
 _PICTURES_SHOWN = 2  # of each class and preview
 _LARGEST_SHOWN = 128  # rows and columns of one
 _GAP, _LABEL = 10, 26  # pixels between previews, and above them for the step
+_TEXT, _SMALL_TEXT = 15, 13  # sizes of letters for steps and for classes
+_WIDEST_NAME = 120  # pixels; longer names of classes are cut
 _UNSAFE = re.compile(r"^\.|[^\w .-]")
 
 
@@ -75,7 +77,9 @@ def save_grid(path: Path, images: Tensor, columns: int) -> None:
         picture.save(partial, format="PNG")
 
 
-def save_evolution(previews: Path, out: Path, columns: int) -> bool:
+def save_evolution(
+    previews: Path, out: Path, columns: int, names: Sequence[str] | None = None
+) -> bool:
     """Put previews side by side, each labelled with its step: how the pictures came to be.
 
     Shows the first, the last and some evenly between, and of each the first pictures of a few
@@ -85,6 +89,7 @@ def save_evolution(previews: Path, out: Path, columns: int) -> bool:
         previews: folder of grids `step-*.png`, one row of square pictures per class.
         out: the PNG.
         columns: of the grids.
+        names: of the classes, the first being that of the grids' first row; written at the left.
 
     Returns:
         Whether there were any previews, so that there is a strip now.
@@ -93,9 +98,13 @@ def save_evolution(previews: Path, out: Path, columns: int) -> bool:
     if not files:
         return False
     blocks = [_corner(file, columns) for file in files]
-    width = sum(block.width for block in blocks) + _GAP * (len(blocks) - 1)
+    margin = _names_shown(files[-1], columns, names, blocks[-1].height) if names else None
+    left = margin.width if margin else 0
+    width = left + sum(block.width for block in blocks) + _GAP * (len(blocks) - 1)
     strip = Image.new("RGB", (width, max(b.height for b in blocks) + _LABEL), "white")
-    draw, font, left = ImageDraw.Draw(strip), ImageFont.load_default(size=15), 0
+    if margin:
+        strip.paste(margin, (0, _LABEL))
+    draw, font = ImageDraw.Draw(strip), ImageFont.load_default(size=_TEXT)
     for file, block in zip(files, blocks, strict=True):
         number = file.stem.removeprefix("step-").lstrip("0") or "0"
         draw.text((left, _LABEL // 2), f"step {number}", fill="#333333", font=font, anchor="lm")
@@ -117,11 +126,41 @@ def _evenly(items: Sequence[T], most: int) -> list[T]:
     return [items[round(k * (len(items) - 1) / (count - 1))] for k in range(count)]
 
 
+def _layout(grid: Image.Image, columns: int) -> tuple[int, Sequence[int]]:
+    """Pixels of a picture's side, and the rows of the grid that are shown."""
+    size = grid.width // columns
+    return size, _evenly(range(grid.height // size), _CLASSES_SHOWN)
+
+
+def _names_shown(grid: Path, columns: int, names: Sequence[str], height: int) -> Image.Image:
+    """A strip of that height with the names of the rows shown, each beside its row."""
+    with Image.open(grid) as picture:
+        _, rows = _layout(picture, columns)
+    font = ImageFont.load_default(size=_SMALL_TEXT)
+    texts = [_cut(names[row], font) if row < len(names) else "" for row in rows]
+    right = round(max(font.getlength(text) for text in texts))
+    strip = Image.new("RGB", (right + _GAP, height), "white")
+    draw = ImageDraw.Draw(strip)
+    for place, text in enumerate(texts):
+        middle = (2 * place + 1) * height // (2 * len(rows))
+        draw.text((right, middle), text, fill="#333333", font=font, anchor="rm")
+    return strip
+
+
+def _cut(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """The first of a class's names, as far as there is room for it."""
+    text = name.partition(",")[0].strip()
+    if font.getlength(text) <= _WIDEST_NAME:
+        return text
+    while text and font.getlength(f"{text}...") > _WIDEST_NAME:
+        text = text[:-1]
+    return f"{text.rstrip()}..."
+
+
 def _corner(grid: Path, columns: int) -> Image.Image:
     """The first pictures of some rows of a grid."""
     with Image.open(grid) as picture:
-        size = picture.width // columns
-        rows = _evenly(range(picture.height // size), _CLASSES_SHOWN)
+        size, rows = _layout(picture, columns)
         width = min(_PICTURES_SHOWN, columns) * size
         block = Image.new("RGB", (width, len(rows) * size))
         for place, row in enumerate(rows):

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from driftrae_cli.engine.build import DistillConfig, config_yaml, read_config
 from driftrae_cli.engine.catalogue import KNOWN
-from driftrae_cli.engine.model_card import MARK, Card, Teacher
+from driftrae_cli.engine.distill_watch import BEST_FILE, STEPS
+from driftrae_cli.engine.metrics_log import EVAL, METRICS_FILE, newest_scores, read_metrics
+from driftrae_cli.engine.model_card import MARK, Card, Teacher, Training
 from driftrae_cli.engine.obtain import is_name, own_header
 from driftrae_cli.engine.report import Reporter
 from driftrae_cli.errors import ConfigError, DataError, HubError, OutputError, WeightsError
@@ -184,8 +186,28 @@ def _shortened(config: DistillConfig) -> DistillConfig:
         source=_without_folder(config.data.source),
         class_map=config.data.class_map and _without_folder(config.data.class_map),
     )
+    scoring = replace(
+        config.eval,
+        scorer=_without_folder(config.eval.scorer),
+        data=config.eval.data and _without_folder(config.eval.data),
+    )
     rae = config.rae and _without_folder(config.rae)
-    return replace(config, teacher=_without_folder(config.teacher), rae=rae, data=data)
+    teacher = _without_folder(config.teacher)
+    return replace(config, teacher=teacher, rae=rae, data=data, eval=scoring)
+
+
+def _training(run: Path, header: Mapping[str, str]) -> Training:
+    best = own_header(run / BEST_FILE) or {}
+    return Training(
+        step=_step(header),
+        scores=newest_scores(read_metrics(run / METRICS_FILE)),
+        best_step=_step(best),
+        best_scores={name: float(best[name]) for name in sorted(best) if name.startswith(EVAL)},
+    )
+
+
+def _step(header: Mapping[str, str]) -> int | None:
+    return int(header[STEPS]) if STEPS in header else None
 
 
 def _card(run: Path, place: HubPlace, header: Mapping[str, str], partner: Path | None) -> Card:
@@ -206,6 +228,7 @@ def _card(run: Path, place: HubPlace, header: Mapping[str, str], partner: Path |
         weights={name: file["sha256"] for name, file in weights.items()},
         student_sha256="",
         scores=[entry for name in _SCORES for entry in _scores(run / name)],
+        training=_training(run, header),
         pictures=_PICTURES if (run / _PICTURES).is_file() else None,
     )
 

@@ -17,6 +17,7 @@ import torch
 
 import driftrae_cli
 from driftrae_cli.engine.build import (
+    DistillConfig,
     RunConfig,
     changeable,
     config_yaml,
@@ -62,7 +63,7 @@ def open_run(
     _check_ours(out)
     with held(out, _WRITTEN):
         if _has_begun(out):
-            _check_same_config(out / _CONFIG, config)
+            _check_same_config(out / _CONFIG, config, reporter)
             then = _read_provenance(out / _PROVENANCE)
             _check_same_inputs(out / _PROVENANCE, then, weights, data_fingerprint)
             _tell_other_precision(then, _precision(config, world), reporter)
@@ -183,10 +184,11 @@ def _has_begun(out: Path) -> bool:
     return any(files) or any(out.rglob("checkpoints/step-*.json"))
 
 
-def _check_same_config(config_file: Path, config: RunConfig) -> None:
+def _check_same_config(config_file: Path, config: RunConfig, reporter: Reporter) -> None:
     # Read with today's schema, so that a field which is new since then has its default.
     try:
-        before = decisive(read_config(config_file, type(config)))
+        then = read_config(config_file, type(config))
+        before = decisive(then)
     except ConfigError as error:
         raise OutputError(
             f"--out {config_file.parent}: holds a run that cannot be continued; choose another "
@@ -208,6 +210,16 @@ def _check_same_config(config_file: Path, config: RunConfig) -> None:
                     f"change: {', '.join(changeable(config))}.",
                 ]
             )
+        )
+    if isinstance(config, DistillConfig) and isinstance(then, DistillConfig):
+        _tell_other_steps(then.optim.steps, config.optim.steps, reporter)
+
+
+def _tell_other_steps(then: int, now: int, reporter: Reporter) -> None:
+    if then != now:
+        reporter.message(
+            f"optim.steps: {then} then, {now} now; the learning rate, which falls until the last "
+            "step, follows its new line from here on"
         )
 
 

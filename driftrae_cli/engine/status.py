@@ -23,10 +23,18 @@ from driftrae_cli.config.schema import (
     TeacherTrainConfig,
 )
 from driftrae_cli.engine.health import read_warnings
-from driftrae_cli.engine.metrics_log import EVAL, METRICS_FILE, Logged, read_metrics
+from driftrae_cli.engine.metrics_log import (
+    DISTANCE,
+    EVAL,
+    METRICS_FILE,
+    Logged,
+    newest_scores,
+    read_metrics,
+)
 from driftrae_cli.errors import ConfigError
 
 _LOCK = ".lock"  # of `engine.rundir`, which imports torch
+FAILURE_FILE = "failure.txt"  # what a run ended by, where going on would end the same way
 _RECENT = 10  # newest lines, of which the median pace counts
 _PHASES = ("scorer", "judge", "autoencoder", "decoder", "teacher")  # of pretraining
 
@@ -37,6 +45,25 @@ class Number:
 
     name: str
     value: float
+
+
+@dataclass(frozen=True)
+class RunningScore:
+    """A score, and the best that the run has had under its name.
+
+    Attributes:
+        name: with the number of pictures; scores of other numbers do not compare.
+        value: the newest.
+        step: where it was measured.
+        best: the lowest; None for what is not better when lower.
+        best_step: where that was measured.
+    """
+
+    name: str
+    value: float
+    step: int
+    best: float | None
+    best_step: int | None
 
 
 @dataclass(frozen=True)
@@ -54,7 +81,8 @@ class Status:
     Attributes:
         run: its directory.
         kind: distill or pretrain.
-        state: running, stopped or finished.
+        state: running, stopped, failed or finished.
+        failure: what it ended by, if it failed.
         process: what runs it, if something does.
         phase: what is trained, the folder of a pretraining run's phase.
         step: updates made of `steps`, by the newest line of the log.
@@ -63,17 +91,17 @@ class Status:
         seconds_since_line: age of the newest line of the log.
         checkpoint: step of the newest checkpoint; a stopped run resumes there.
         seconds_since_checkpoint: its age.
-        evaluation: newest score, as lines 'name value (step)'.
-        best: the best of the same name; scores of other numbers of pictures do not compare.
+        scores: the newest of the averaged student.
         previews: how many there are.
         newest_preview: the last of them.
-        numbers: newest metrics.
+        numbers: newest metrics, without scores.
         warnings: of the run's health.
     """
 
     run: str
     kind: str
     state: str
+    failure: str | None
     process: str | None
     phase: str
     step: int
@@ -83,8 +111,7 @@ class Status:
     seconds_since_line: float | None
     checkpoint: int | None
     seconds_since_checkpoint: float | None
-    evaluation: str | None
-    best: str | None
+    scores: tuple[RunningScore, ...]
     previews: int
     newest_preview: str | None
     numbers: tuple[Number, ...]
@@ -116,12 +143,14 @@ def read_status(run: Path) -> Status:
     step = lines[-1].step if lines else 0
     result = "student" if isinstance(config, DistillConfig) else "teacher"
     made = (run / f"{result}.safetensors").exists() and step >= phase.steps
+    failure = None if holder or made else _failure(run)
     previews = sorted((run / "previews").glob("step-*.png"))
-    scores = _scores(lines)
+    ended = "failed" if failure else "finished" if made else "stopped"
     return Status(
         run=str(run),
         kind=config.kind,
-        state="running" if holder else "finished" if made else "stopped",
+        state="running" if holder else ended,
+        failure=failure,
         process=holder,
         phase=phase.name,
         step=step,
@@ -131,11 +160,10 @@ def read_status(run: Path) -> Status:
         seconds_since_line=_age(phase.folder / METRICS_FILE) if lines else None,
         checkpoint=checkpoint,
         seconds_since_checkpoint=_age(written) if written else None,
-        evaluation=_shown(scores[-1]) if scores else None,
-        best=_shown(_best(scores)) if scores else None,
+        scores=_scores(lines),
         previews=len(previews),
         newest_preview=str(previews[-1]) if previews else None,
-        numbers=tuple(Number(*item) for item in lines[-1].metrics.items()) if lines else (),
+        numbers=_numbers(lines[-1]) if lines else (),
         warnings=tuple(Notice(w.step, w.text) for w in read_warnings(run)),
     )
 
@@ -251,24 +279,31 @@ def _manifests(folder: Path) -> Iterator[tuple[int, Path]]:
             yield int(number), path
 
 
-def _scores(lines: Sequence[Logged]) -> list[tuple[int, str, float]]:
-    """Step, name and value of every score, of which lower is better."""
-    return [
-        (line.step, name, value)
-        for line in lines
-        for name, value in list(line.metrics.items())
-        if name.startswith(f"{EVAL}frechet_distance")
-    ]
+def _failure(run: Path) -> str | None:
+    """What the run ended by, if it must not simply go on."""
+    try:
+        lines = (run / FAILURE_FILE).read_text(errors="replace").split("\n")
+    except OSError:
+        return None
+    return lines[0].strip() or None
 
 
-def _best(scores: Sequence[tuple[int, str, float]]) -> tuple[int, str, float]:
-    same = [score for score in scores if score[1] == scores[-1][1]]
-    return min(same, key=lambda score: score[2])
+def _numbers(line: Logged) -> tuple[Number, ...]:
+    return tuple(Number(*item) for item in line.metrics.items() if not item[0].startswith(EVAL))
 
 
-def _shown(score: tuple[int, str, float]) -> str:
-    step, name, value = score
-    return f"{name.removeprefix(EVAL)} {value:.4g} (step {step})"
+def _scores(lines: Sequence[Logged]) -> tuple[RunningScore, ...]:
+    newest = newest_scores(lines)
+    if newest is None:
+        return ()
+    return tuple(_score(name, value, newest.step, lines) for name, value in newest.metrics.items())
+
+
+def _score(name: str, value: float, step: int, lines: Sequence[Logged]) -> RunningScore:
+    if not name.startswith(DISTANCE):
+        return RunningScore(name, value, step, None, None)
+    all_of_them = [(line.metrics[name], line.step) for line in lines if name in line.metrics]
+    return RunningScore(name, value, step, *min(all_of_them))
 
 
 def _age(file: Path) -> float | None:

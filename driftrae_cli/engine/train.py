@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from driftrae_cli.engine.checkpoint import Progress, TrainingState, load_latest, save
-from driftrae_cli.engine.checkpoint_files import CheckpointWriter
+from driftrae_cli.engine.checkpoint_files import FOLDER, CheckpointWriter, check_steps
 from driftrae_cli.engine.ema import Network
 from driftrae_cli.engine.metrics_file import MetricsFile
 from driftrae_cli.engine.report import NullReporter, Reporter
@@ -36,7 +36,7 @@ from driftrae_cli.engine.step import (
 )
 from driftrae_cli.engine.stop import StopRequest
 from driftrae_cli.engine.world import World
-from driftrae_cli.errors import ConfigError, DataError, NumericsError, OutputError
+from driftrae_cli.errors import DataError, NumericsError, OutputError
 
 __all__ = [
     "LoopSettings",
@@ -110,18 +110,16 @@ def train(
     """
     said = reporter if world.is_main else NullReporter()
     state = new_state(objective.model, settings, average)
-    checkpoints = folder / "checkpoints"
+    checkpoints = folder / FOLDER
     start = load_latest(checkpoints, state, world, said.message)
-    if start.step > settings.steps:
-        raise ConfigError(
-            f"optim.steps: {start.step} updates are made already, {settings.steps} are asked "
-            f"for; give at least {start.step}"
-        )
+    check_steps(start.step, settings.steps)
     if start.step == settings.steps:
         return state.average.model
     log = MetricsFile(folder / "metrics.jsonl", said)
     world.on_main(lambda: log.cut_back(start.step))
     writer = CheckpointWriter(checkpoints, settings.keep, start.step, said.message)
+    if start.step:
+        said.message(f"going on from the checkpoint of step {start.step}")
     said.start(phase, settings.steps, start.step)
     with closing(writer), closing(log):
         _Run(objective, state, settings, world, said, watchers, writer, log, start).go()
@@ -189,6 +187,8 @@ class _Run(Generic[Network]):
                 scored = bool(s.eval_every) and (done % s.eval_every == 0 or last)
                 if done % s.metrics_every == 0 or last or scored:
                     self._write_line(done, output, norm, scored)
+                else:
+                    self._said.advance(done, {})
 
                 # preview
                 if s.preview_every and (done % s.preview_every == 0 or last):
@@ -200,9 +200,17 @@ class _Run(Generic[Network]):
                     self._save(done)
                 if stopping:
                     break
-            world.on_main(self._writer.finish)
-            if world.any(stop.asked):
+            stopped = world.any(stop.asked)
+            world.on_main(self._writer.finish if stopped else self._finish_complete)
+            if stopped:
                 raise KeyboardInterrupt
+
+    def _finish_complete(self) -> None:
+        """Without its last checkpoint a complete training is complete all the same."""
+        try:
+            self._writer.finish()
+        except OutputError as error:
+            self._said.message(f"{error}\nAll steps are made: the result is written next.")
 
     def _update(self, step: int) -> tuple[StepOutput, Tensor]:
         try:

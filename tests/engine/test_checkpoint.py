@@ -132,7 +132,7 @@ def test_what_is_due_after_minutes_waits_for_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Training does not: the second one is that of the last step."""
-    _write_slowly(monkeypatch, 1.0)
+    _write_slowly(monkeypatch, 0.5)
     settings = replace(SETTINGS, checkpoint_every=100, keep=99, checkpoint_minutes=0.015 / 60)
     train(Regression(seconds=0.01), settings, tmp_path, QUIET, world=WORLD)
     steps = checkpoint_steps(tmp_path / "checkpoints")
@@ -211,7 +211,7 @@ def test_any_damage_is_noticed_and_the_one_before_is_used(
     assert load_latest(tmp_path, state, WORLD, listener.message).step == 2
     assert _same(state, _state(2))
     [heard] = listener.heard
-    assert heard.endswith("\nGoing on from the checkpoint before.")
+    assert heard.endswith("\nTrying the checkpoint before.")
 
 
 def _refused(folder: Path, text: str) -> None:
@@ -299,19 +299,21 @@ def test_a_disk_that_was_full_for_a_while_is_told_once(
     assert len(list(folder.iterdir())) == 4
 
 
-def test_a_last_checkpoint_that_fails_ends_the_run_with_an_error(
+def test_a_last_checkpoint_that_fails_does_not_lose_a_complete_training(
     tmp_path: Path, full_disk: Callable[[int], None]
 ) -> None:
+    """The result takes less room than a checkpoint."""
+    whole = train(Regression(), SETTINGS, tmp_path / "whole", QUIET, world=WORLD)
     full_disk(12)
     listener = Listener()
-    with pytest.raises(OutputError) as caught:
-        train(Regression(), SETTINGS, tmp_path, listener, world=WORLD)
+    result = train(Regression(), SETTINGS, tmp_path, listener, world=WORLD)
+    assert torch.equal(flat(result), flat(whole))
     folder = tmp_path / "checkpoints"
-    assert str(caught.value) == (
+    assert listener.heard == [
         f"the checkpoint of step 12 could not be written ({folder}: No space left on device); the "
-        "last good one is step 8. Make room and run the same command again: it resumes there."
-    )
-    assert listener.heard == []
+        "last good one is step 8. Make room and run the same command again to resume.\n"
+        "All steps are made: the result is written next."
+    ]
     assert checkpoint_steps(folder) == [4, 8], "the last good one, and the one before, stay"
 
 
@@ -473,7 +475,7 @@ def test_a_damaged_checkpoint_is_chosen_against_once(tmp_path: Path) -> None:
     tensors_path(run / "checkpoints", 8).write_bytes(b"")
     stories = _together(run, steps=8)
     assert [story[1] for story in stories] == [[4, 5, 6, 7]] * 2
-    assert [len(story[2]) for story in stories] == [1, 0]
+    assert [len(story[2]) for story in stories] == [2, 0], "what is wrong, and where it goes on"
 
 
 def test_a_process_that_does_not_see_the_checkpoint_says_so(

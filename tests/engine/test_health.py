@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from driftrae_cli.engine.health import Health, Warned, read_warnings, write_warnings
+from driftrae_cli.engine.metrics_log import Logged
 from driftrae_cli.errors import OutputError
 
 # Recorded in runs of the `shapes` preset over 60 steps, with a line for the steps
@@ -52,7 +53,7 @@ def test_a_healthy_run_has_no_warning(run: Run) -> None:
 @pytest.mark.parametrize(
     ("run", "expected"),
     [
-        (ORIGINAL, [(12, "collapse")]),  # a fifth of the steps; before, it may still part
+        (ORIGINAL, [(24, "collapse")]),  # the first line from step 20 on; before, it may part
         (RATE_OF_A_TENTH, [(2, "scatter"), (3, "field")]),
         (IMBALANCED, [(12, "field")]),
     ],
@@ -117,6 +118,29 @@ def test_a_resumed_run_does_not_repeat_warnings(tmp_path: Path) -> None:
     assert told == found
     assert _warnings(ORIGINAL, Health(60, 128, 64, told)) == []
     assert read_warnings(tmp_path / "none") == []
+
+
+BEFORE = [
+    Logged(step, {"field/1/0.05": field, "diversity": diversity})
+    for step, field, diversity in [(1, 1.0, 0.1), (2, 0.5, 0.6), (3, 0.5, 0.9), (4, 0.5, 0.9)]
+]
+
+
+def test_a_resumed_run_knows_how_low_its_fields_were() -> None:
+    """From step 4 on it is repeated."""
+    line = {"field/1/0.05": 1.1}
+    for before, warned in ((BEFORE, ["field"]), (BEFORE[:1], []), ([], [])):
+        health = Health(1000, 8, 8, before=before)
+        found = [one.topic for step in (4, 5, 6, 7) for one in health.check(step, line, {})]
+        assert found == warned
+
+
+def test_a_resumed_run_knows_that_its_classes_had_spread_out() -> None:
+    narrow = {"disc": 0.2, "star": 0.8}
+    for step, topics in ((4, ["collapse"]), (3, ["collapse"]), (2, [])):
+        health = Health(1000, 8, 8, before=BEFORE)
+        assert [one.topic for one in health.check(step, {}, narrow)] == topics, step
+        assert not health.check(step + 1, {}, narrow), "no line counts but those before"
 
 
 def test_warnings_that_cannot_be_written_end_no_run(tmp_path: Path) -> None:

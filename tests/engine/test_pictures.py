@@ -129,6 +129,13 @@ def test_an_evolution_strip_of_large_pictures_stays_handy(tmp_path: Path) -> Non
         assert strip.size == (8 * 256 + 7 * 10, 128 + 26)
 
 
+def test_a_grid_whose_folder_cannot_be_made(tmp_path: Path) -> None:
+    """Training goes on after an `OutputError`."""
+    (tmp_path / "previews").write_text("")
+    with pytest.raises(OutputError, match="previews: cannot be made"):
+        save_grid(tmp_path / "previews" / "a.png", torch.zeros(1, 3, 8, 8, dtype=torch.uint8), 1)
+
+
 def test_without_previews_there_is_no_strip(tmp_path: Path) -> None:
     assert not save_evolution(tmp_path / "none", tmp_path / "evolution.png", 8)
     assert list(tmp_path.iterdir()) == []

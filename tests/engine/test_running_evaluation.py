@@ -20,6 +20,7 @@ from driftrae_cli.engine.report import NullReporter
 from driftrae_cli.engine.running_evaluation import RunningEvaluation
 from driftrae_cli.engine.world import World, alone
 from driftrae_cli.errors import ConfigError, DataError, DriftraeError, NumericsError, WeightsError
+from driftrae_cli.hub import BUILT_IN
 from driftrae_cli.models.feature_net import FeatureNet, FeatureNetConfig
 from driftrae_cli.models.weights import save_model
 
@@ -52,6 +53,13 @@ def test_it_is_the_number_that_eval_fid_gives(ready: RunningEvaluation) -> None:
     assert list(during) == ["eval/frechet_distance-350", "eval/class_accuracy-350"]
     assert list(during.values()) == [score.frechet_distance, score.class_accuracy]
     assert 0.9 < during["eval/class_accuracy-350"] <= 1
+
+
+def test_its_protocol_is_what_a_resumed_run_may_change(ready: RunningEvaluation) -> None:
+    assert ready.protocol == "35 of each class of shapes by shapes-scorer"
+    scorer = str(BUILT_IN["shapes-scorer"])
+    other = _prepare(_config("eval.per_class=20", "eval.data=shapes", f"eval.scorer={scorer}"))
+    assert other.protocol == f"20 of each class of shapes by {scorer}"
 
 
 def test_it_scores_the_network_that_it_is_given(ready: RunningEvaluation) -> None:
@@ -131,8 +139,11 @@ class Counting(torch.nn.Module):
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
-def test_every_process_asks_the_network_equally_often(ready: RunningEvaluation, size: int) -> None:
+def test_every_process_asks_the_network_equally_often(
+    ready: RunningEvaluation, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A network whose weights are shared out waits for all of them each time."""
+    monkeypatch.setattr("driftrae_cli.engine.evaluate.is_shared_out", lambda model: True)
     model: Any = Counting(ready.flow.model)
     Meeting(size).run(lambda world: replace(ready, world=world)(5, model))
     assert list(model.calls.values()) == [-(-4 // size)] * size

@@ -2,8 +2,12 @@
 
 import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,13 +17,15 @@ from driftrae_cli.config.load import load
 from driftrae_cli.config.schema import DataConfig, DistillConfig, PretrainConfig
 from driftrae_cli.data.latent_cache import LatentCache
 from driftrae_cli.data.shapes import CLASS_NAMES, render
+from driftrae_cli.engine import distill_watch, pictures, running_evaluation
 from driftrae_cli.engine import train as training
 from driftrae_cli.engine.analyze import analyze
 from driftrae_cli.engine.checkpoint_files import checkpoint_steps
 from driftrae_cli.engine.class_match import labels_for
 from driftrae_cli.engine.distill import distill
 from driftrae_cli.engine.encode import encode
-from driftrae_cli.engine.evaluate import evaluate
+from driftrae_cli.engine.evaluate import Score, evaluate
+from driftrae_cli.engine.health import Health, Warned
 from driftrae_cli.engine.latent_data import OpenData, load_pictures, open_data
 from driftrae_cli.engine.latents import encode_all
 from driftrae_cli.engine.load import flow_metadata, load_flow, load_rae
@@ -87,10 +93,10 @@ def test_a_broken_off_run_resumes_exactly(
     whole, _ = read_tensors(Path(_distill(tmp_path / "whole", *data)))
     update = training.update
 
-    def breaks_off(objective, state, settings, step):  # type: ignore[no-untyped-def]
+    def breaks_off(objective, state, settings, step, world):  # type: ignore[no-untyped-def]
         if step == 3:
             raise RuntimeError("power cut")
-        return update(objective, state, settings, step)
+        return update(objective, state, settings, step, world)
 
     with monkeypatch.context() as patch:
         patch.setattr(training, "update", breaks_off)
@@ -98,6 +104,87 @@ def test_a_broken_off_run_resumes_exactly(
             _distill(tmp_path / "parts", *data)
     resumed, _ = read_tensors(Path(_distill(tmp_path / "parts", *data)))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_run_without_room_for_warnings_and_previews_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its samples are unbalanced, which is warned of before the first step."""
+
+    def full(*arguments: object) -> None:
+        raise OutputError("no room")
+
+    monkeypatch.setattr(distill_watch, "write_warnings", full)
+    monkeypatch.setattr(pictures, "make_folder", full)
+    config = load("shapes", SMALL, DistillConfig)
+    heard: list[str] = []
+    listener = NullReporter()
+    listener.message = heard.append  # type: ignore[method-assign]
+    with pytest.raises(OutputError, match="no room"):  # of the pictures at the end
+        distill(config, tmp_path, reporter=listener, world=WORLD)
+    assert heard[1] == "the warning could not be kept (no room); training goes on"
+    assert "the preview of step 2 could not be written (no room); training goes on" in heard
+    assert checkpoint_steps(tmp_path / "checkpoints")[-1] == 4
+
+
+def test_a_warning_that_cannot_be_kept_leaves_the_trackers_their_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OutputError("no room")
+
+    def warns(*arguments: object) -> list[Warned]:
+        return [Warned(1, "field", "growing")]
+
+    logged: list[int] = []
+    tracker = SimpleNamespace(log=lambda step, metrics: logged.append(step))
+
+    @contextmanager
+    def opened(*arguments: object) -> Iterator[object]:
+        yield tracker
+
+    monkeypatch.setattr(distill_watch, "write_warnings", full)
+    monkeypatch.setattr(Health, "check", warns)
+    monkeypatch.setattr("driftrae_cli.engine.distill.open_trackers", opened)
+    _distill(tmp_path, "log.preview_every=0")
+    assert logged == [1, 2, 3, 4]
+
+
+def test_a_resumed_run_gives_its_lines_to_its_health(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[list[int]] = []
+
+    class Spied(Health):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            given.append([line.step for line in self._before])
+
+    monkeypatch.setattr("driftrae_cli.engine.distill.Health", Spied)
+    _distill(tmp_path, "log.preview_every=0")
+    _distill(tmp_path, "log.preview_every=0", "optim.steps=5")
+    assert given == [[], [1, 2, 3, 4]]
+
+
+def test_a_run_that_scores_otherwise_than_before_has_another_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With fewer pictures the distance is larger, and no worse for that."""
+
+    def score(*arguments: Any) -> Score:
+        per_class = arguments[4]
+        return Score("student", 100 / per_class, 0.5, 10 * per_class, 1)
+
+    monkeypatch.setattr(running_evaluation, "score_generator", score)
+    given = ["log.preview_every=0", "eval.every=4"]
+    _distill(tmp_path, *given, "eval.per_class=12")
+    best = tmp_path / "best.safetensors"
+    assert read_tensors(best)[1]["steps"] == "4"
+    _distill(tmp_path, *given, "eval.per_class=12", "optim.steps=5")
+    assert read_tensors(best)[1]["steps"] == "4", "the same score is no better"
+    _distill(tmp_path, *given, "eval.per_class=10", "optim.steps=6")
+    header = read_tensors(best)[1]
+    assert (header["steps"], header["eval/frechet_distance-100"]) == ("6", "10.0")
 
 
 def test_a_run_that_bad_pictures_ended_goes_on_when_more_are_allowed(tmp_path: Path) -> None:
@@ -560,11 +647,11 @@ def test_pretraining_depends_on_its_seed_alone(
     whole = pretrain(config, tmp_path / "whole", reporter=NullReporter(), device="cpu")
     update, made = training.update, []
 
-    def breaks_off(objective, state, settings, step):  # type: ignore[no-untyped-def]
+    def breaks_off(objective, state, settings, step, world):  # type: ignore[no-untyped-def]
         if made:
             raise RuntimeError("power cut")
         made.append(step)
-        return update(objective, state, settings, step)
+        return update(objective, state, settings, step, world)
 
     monkeypatch.setattr(training, "update", breaks_off)
     calls, parts = 0, None

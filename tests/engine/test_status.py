@@ -94,6 +94,9 @@ def test_the_best_score_is_the_lowest_distance(run: Path) -> None:
     now = read_status(run)
     assert now.evaluation == "frechet_distance-500 2 (step 180)"
     assert now.best == "frechet_distance-500 1.25 (step 120)"
+    for step, distance in ((200, 9.0), (220, 9.5)):  # resumed with fewer pictures
+        _log(run, (step, {"eval/frechet_distance-50": distance}))
+    assert read_status(run).best == "frechet_distance-50 9 (step 200)"
 
 
 def test_warnings_and_previews(run: Path) -> None:

@@ -33,7 +33,7 @@ def picture(tmp_path: Path) -> Path:
 
 def test_without_any_nothing_is_written(tmp_path: Path, picture: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
-    with open_trackers(_config(), tmp_path) as tracker:
+    with open_trackers(_config(), tmp_path, print) as tracker:
         tracker.log(1, {"loss": 1.0})
         tracker.picture(2, picture)
     assert sorted(tmp_path.rglob("*")) == before
@@ -49,11 +49,11 @@ def _scalars(folder: Path, name: str) -> list[tuple[int, float]]:
 
 def test_tensorboard_has_each_step_of_a_resumed_run_once(tmp_path: Path, picture: Path) -> None:
     config = _config(tensorboard=True)
-    with open_trackers(config, tmp_path) as tracker:
+    with open_trackers(config, tmp_path, print) as tracker:
         for step in (1, 2, 3, 4):
             tracker.log(step, {"grad_norm": float(step)})
         tracker.picture(4, picture)
-    with open_trackers(config, tmp_path) as tracker:  # from a checkpoint at step 2
+    with open_trackers(config, tmp_path, print) as tracker:  # from a checkpoint at step 2
         for step in (3, 4, 5):
             tracker.log(step, {"grad_norm": 10.0 * step})
     found = _scalars(tmp_path / "tensorboard", "grad_norm")
@@ -63,7 +63,7 @@ def test_tensorboard_has_each_step_of_a_resumed_run_once(tmp_path: Path, picture
 def test_tensorboard_has_the_previews(tmp_path: Path, picture: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with open_trackers(_config(tensorboard=True), tmp_path) as tracker:
+    with open_trackers(_config(tensorboard=True), tmp_path, print) as tracker:
         tracker.picture(2, picture)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
@@ -109,11 +109,11 @@ def test_wandb_offline_has_each_step_of_a_resumed_run_once(
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     config = _config(wandb="drifting")
-    with open_trackers(config, tmp_path) as tracker:
+    with open_trackers(config, tmp_path, print) as tracker:
         tracker.log(1, {"grad_norm": 1.0})
         tracker.log(2, {"grad_norm": 2.0})
         tracker.picture(2, picture)
-    with open_trackers(config, tmp_path) as tracker:  # from a checkpoint at step 1
+    with open_trackers(config, tmp_path, print) as tracker:  # from a checkpoint at step 1
         tracker.log(2, {"grad_norm": 2.0})
         tracker.picture(2, picture)
         tracker.log(3, {"grad_norm": 3.0})
@@ -142,23 +142,54 @@ def test_a_missing_package_is_told_before_anything_is_written(
     monkeypatch.setenv("WANDB_MODE", "offline")
     with (
         pytest.raises(ConfigError, match=rf"log\.{extra}: .*pip install 'driftrae\[{extra}\]'"),
-        open_trackers(_config(**log), tmp_path),
+        open_trackers(_config(**log), tmp_path, print),
     ):
         pass
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("error", [wandb.errors.UsageError, ValueError])
 def test_wandb_without_an_account_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
     """Nobody is logged in, and nobody can be asked."""
 
     def refuse(**named: object) -> None:
-        raise wandb.errors.UsageError("No API key configured")
+        raise error("No API key configured\nmore of it")
 
     monkeypatch.setattr(wandb, "init", refuse)
     with (
         pytest.raises(ConfigError, match=r"No API key .*WANDB_MODE=offline.*log\.wandb=null"),
-        open_trackers(_config(wandb="drifting"), tmp_path),
+        open_trackers(_config(wandb="drifting"), tmp_path, print),
     ):
         pass
+
+
+def test_a_tracker_that_fails_is_told_once_and_the_other_goes_on(
+    tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Lost:
+        def log(self, *arguments: object, **named: object) -> None:
+            raise wandb.errors.CommError("no connection\nto the server")
+
+        def finish(self) -> None:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(wandb, "init", lambda **named: Lost())
+    heard: list[str] = []
+    with open_trackers(_config(wandb="a", tensorboard=True), tmp_path, heard.append) as tracker:
+        for step in (1, 2):
+            tracker.log(step, {"grad_norm": 1.0})
+            tracker.picture(step, picture)
+    assert heard == ["log.wandb: no connection; training goes on, and may be seen there with gaps"]
+    assert _scalars(tmp_path / "tensorboard", "grad_norm") == [(1, 1.0), (2, 1.0)]
+
+
+def test_tensorboard_without_its_folder_ends_no_run(tmp_path: Path, picture: Path) -> None:
+    (tmp_path / "tensorboard").write_text("in the way")
+    heard: list[str] = []
+    with open_trackers(_config(tensorboard=True), tmp_path, heard.append) as tracker:
+        tracker.log(1, {"grad_norm": 1.0})
+        tracker.picture(1, picture)
+    [told] = heard
+    assert told.startswith("log.tensorboard: ") and told.endswith("with gaps")

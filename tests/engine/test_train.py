@@ -163,7 +163,8 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
     assert torch.equal(flat(again), flat(whole))
     assert listener.heard == [
         f"{newest}: damaged: its SHA-256 is not that of what was written\n"
-        "Going on from the checkpoint before."
+        "Trying the checkpoint before.",
+        "going on from the checkpoint of step 8",
     ]
     for step in (8, 12):
         tensors_path(folder, step).write_bytes(b"")
