@@ -86,9 +86,9 @@ class _Run:
         if not finished:
             averaged = self._train()
             files = StudentFiles(self.opened, self.out, self.world)
+            files.save(student, averaged, {STEPS: str(steps)})  # first, should the disk be full
             files.save_grid(grid, averaged)
             files.save_evolution(evolution)
-            files.save(student, averaged, {STEPS: str(steps)})
         return DistillResult(
             str(self.out),
             str(student),

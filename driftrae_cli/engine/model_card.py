@@ -168,10 +168,12 @@ class Card:
 
     def _which_weights(self) -> str:
         training = self.training
-        step = f", step {training.step}" if training.step is not None else ""
+        step = f" ({training.step})" if training.step is not None else ""
         text = f"The weights here are those of `student.safetensors`, after the last step{step}."
         if training.best_step is None:
             return text
+        if training.best_step == training.step:
+            return f"{text} Of all that the run scored they are the best."
         scores = ", ".join(f"`{name}` {_cell(v)}" for name, v in training.best_scores.items())
         return (
             f"{text} The best score of the run was that of step {training.best_step}"

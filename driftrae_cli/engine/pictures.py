@@ -23,7 +23,7 @@ _CLASSES_SHOWN = 6
 _PICTURES_SHOWN = 2  # of each class and preview
 _LARGEST_SHOWN = 128  # rows and columns of one
 _GAP, _LABEL = 10, 26  # pixels between previews, and above them for the step
-_TEXT, _SMALL_TEXT = 15, 13  # sizes of letters for steps and for classes
+_TEXT, _SMALL_TEXT = 13, 12  # sizes of letters for steps and for classes
 _WIDEST_NAME = 120  # pixels; longer names of classes are cut
 _UNSAFE = re.compile(r"^\.|[^\w .-]")
 
@@ -104,7 +104,7 @@ def save_evolution(
     strip = Image.new("RGB", (width, max(b.height for b in blocks) + _LABEL), "white")
     if margin:
         strip.paste(margin, (0, _LABEL))
-    draw, font = ImageDraw.Draw(strip), ImageFont.load_default(size=_TEXT)
+    draw, font = ImageDraw.Draw(strip), _font(_TEXT)
     for file, block in zip(files, blocks, strict=True):
         number = file.stem.removeprefix("step-").lstrip("0") or "0"
         draw.text((left, _LABEL // 2), f"step {number}", fill="#333333", font=font, anchor="lm")
@@ -136,9 +136,9 @@ def _names_shown(grid: Path, columns: int, names: Sequence[str], height: int) ->
     """A strip of that height with the names of the rows shown, each beside its row."""
     with Image.open(grid) as picture:
         _, rows = _layout(picture, columns)
-    font = ImageFont.load_default(size=_SMALL_TEXT)
+    font = _font(_SMALL_TEXT)
     texts = [_cut(names[row], font) if row < len(names) else "" for row in rows]
-    right = round(max(font.getlength(text) for text in texts))
+    right = _GAP + round(max(font.getlength(text) for text in texts))
     strip = Image.new("RGB", (right + _GAP, height), "white")
     draw = ImageDraw.Draw(strip)
     for place, text in enumerate(texts):
@@ -147,14 +147,21 @@ def _names_shown(grid: Path, columns: int, names: Sequence[str], height: int) ->
     return strip
 
 
-def _cut(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """One with more letters than Pillow's own."""
+    from matplotlib import get_data_path
+
+    return ImageFont.truetype(str(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
+
+
+def _cut(name: str, font: ImageFont.FreeTypeFont) -> str:
     """The first of a class's names, as far as there is room for it."""
     text = name.partition(",")[0].strip()
     if font.getlength(text) <= _WIDEST_NAME:
         return text
-    while text and font.getlength(f"{text}...") > _WIDEST_NAME:
+    while text and font.getlength(f"{text}…") > _WIDEST_NAME:
         text = text[:-1]
-    return f"{text.rstrip()}..."
+    return f"{text.rstrip()}…"
 
 
 def _corner(grid: Path, columns: int) -> Image.Image:

@@ -9,7 +9,13 @@ from pathlib import Path
 from driftrae_cli.engine.build import DistillConfig, config_yaml, read_config
 from driftrae_cli.engine.catalogue import KNOWN
 from driftrae_cli.engine.distill_watch import BEST_FILE, STEPS
-from driftrae_cli.engine.metrics_log import EVAL, METRICS_FILE, newest_scores, read_metrics
+from driftrae_cli.engine.metrics_log import (
+    DISTANCE,
+    EVAL,
+    METRICS_FILE,
+    newest_scores,
+    read_metrics,
+)
 from driftrae_cli.engine.model_card import MARK, Card, Teacher, Training
 from driftrae_cli.engine.obtain import is_name, own_header
 from driftrae_cli.engine.report import Reporter
@@ -198,11 +204,13 @@ def _shortened(config: DistillConfig) -> DistillConfig:
 
 def _training(run: Path, header: Mapping[str, str]) -> Training:
     best = own_header(run / BEST_FILE) or {}
+    scores = [name for name in best if name.startswith(EVAL)]
+    scores.sort(key=lambda name: (not name.startswith(DISTANCE), name))
     return Training(
         step=_step(header),
         scores=newest_scores(read_metrics(run / METRICS_FILE)),
         best_step=_step(best),
-        best_scores={name: float(best[name]) for name in sorted(best) if name.startswith(EVAL)},
+        best_scores={name: float(best[name]) for name in scores},
     )
 
 

@@ -287,7 +287,7 @@ class _Run(Generic[Network]):
         reached = Progress(done, score, f"{name} {self._watchers.protocol}".rstrip())
         comparable = reached.best_of == self._best.best_of
         better = score < (self._best.best if comparable else math.inf)
-        scores, better, reached = self._world.share((scores, better, reached))
+        scores, better = self._world.share((scores, better))
         if better and self._keep_best(done, scores):
             self._best = reached
         return scores

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -34,7 +35,7 @@ from driftrae_cli.engine.report import NullReporter
 from driftrae_cli.engine.rundir import open_run
 from driftrae_cli.engine.teacher import new_teacher
 from driftrae_cli.engine.world import alone
-from driftrae_cli.errors import ConfigError, DataError, OutputError
+from driftrae_cli.errors import ConfigError, DataError, NumericsError, OutputError
 from driftrae_cli.hub import BUILT_IN
 from driftrae_cli.models.decoder import DecoderConfig, ViTDecoder
 from driftrae_cli.models.encoder import EncoderConfig
@@ -125,6 +126,54 @@ def test_a_run_without_room_for_warnings_and_previews_goes_on(
     assert heard[1] == "the warning could not be kept (no room); training goes on"
     assert "the preview of step 2 could not be written (no room); training goes on" in heard
     assert checkpoint_steps(tmp_path / "checkpoints")[-1] == 4
+
+
+def test_fewer_steps_than_made_are_refused_and_change_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    _distill(out)
+    before = (out / "config.yaml").read_text()
+    with pytest.raises(ConfigError, match=r"optim\.steps: 4 updates are made already, 3 are asked"):
+        _distill(out, "optim.steps=3")
+    assert (out / "config.yaml").read_text() == before
+
+
+def test_more_steps_go_on_and_bend_the_learning_rate(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    _distill(out)
+    config = load("shapes", [*SMALL, "optim.steps=6"], DistillConfig)
+    heard: list[str] = []
+    listener = NullReporter()
+    listener.message = heard.append  # type: ignore[method-assign]
+    result = distill(config, out, reporter=listener, world=WORLD)
+    assert (result.steps, result.already_finished) == (6, False)
+    assert heard[0].startswith("optim.steps: 4 then, 6 now; the learning rate")
+    assert "going on from the checkpoint of step 4" in heard
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_failure_is_kept_until_the_run_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    rate = ["optim.learning_rate=10", "optim.final_learning_rate=10", "log.checkpoint_every=1"]
+    with pytest.raises(NumericsError, match="generated latents: not finite for"):
+        _distill(out, *rate)
+    assert "the gradient is not finite" in (out / "failure.txt").read_text()
+    with pytest.raises(NumericsError):
+        _distill(out, *rate)
+    assert (out / "failure.txt").exists()
+
+
+def test_too_small_a_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=30_000_000))
+    heard: list[str] = []
+    listener = NullReporter()
+    listener.message = heard.append  # type: ignore[method-assign]
+    distill(load("shapes", SMALL, DistillConfig), tmp_path / "run", reporter=listener, world=WORLD)
+    [told] = [text for text in heard if text.startswith("warning: a checkpoint takes")]
+    assert "0.0223 GB, and there are up to 3 at a time" in told and "0.03 GB free" in told
+    [file] = [p for p in (tmp_path / "run" / "checkpoints").iterdir() if "4.safe" in p.name]
+    assert file.stat().st_size == pytest.approx(0.0224e9, rel=0.01)
 
 
 def test_a_warning_that_cannot_be_kept_leaves_the_trackers_their_numbers(
