@@ -20,7 +20,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
-        sync_file(partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
         os.replace(partial, path)
         sync_folder(path.parent)
     except OSError as error:
@@ -39,16 +40,6 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be made ({error.strerror or error})") from error
-
-
-def sync_file(path: Path) -> None:
-    """Bring the bytes of a file to disk.
-
-    Raises:
-        OSError: there is no room for them, for example.
-    """
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:

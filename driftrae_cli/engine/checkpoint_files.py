@@ -20,7 +20,7 @@ from torch import Tensor
 
 from driftrae_cli.errors import ConfigError, OutputError, WeightsError
 from driftrae_cli.files import write_text
-from driftrae_cli.models.weights import write_hashed
+from driftrae_cli.models.weights import write_tensors
 
 FORMAT = 1  # version of the manifest and of the names in the file
 
@@ -239,8 +239,9 @@ class CheckpointWriter:
         self, step: int, tensors: Mapping[str, Tensor], metadata: dict[str, str]
     ) -> None:
         path = tensors_path(self._folder, step)
-        sha256 = write_hashed(path, tensors, metadata)
-        manifest = Manifest(step, path.name, path.stat().st_size, sha256, FORMAT)
+        write_tensors(path, tensors, metadata)
+        # What was just written is still in main memory: the hash takes no time of the disk.
+        manifest = Manifest(step, path.name, path.stat().st_size, _sha256(path), FORMAT)
         text = json.dumps(asdict(manifest), indent=2) + "\n"
         write_text(manifest_path(self._folder, step), text)
 

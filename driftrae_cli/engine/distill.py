@@ -19,14 +19,13 @@ from driftrae_cli.engine.obtain import own_header
 from driftrae_cli.engine.report import Reporter
 from driftrae_cli.engine.rundir import open_run
 from driftrae_cli.engine.running_evaluation import RunningEvaluation
+from driftrae_cli.engine.status import FAILURE_FILE
 from driftrae_cli.engine.trackers import Tracker, open_trackers
 from driftrae_cli.engine.train import train
 from driftrae_cli.engine.world import World
 from driftrae_cli.errors import NumericsError
 from driftrae_cli.files import write_text
 from driftrae_cli.models.ditdh import DiTDH
-
-_FAILURE = "failure.txt"  # why a run cannot go on, for `status`
 
 
 @dataclass(frozen=True)
@@ -130,12 +129,12 @@ class _Run:
                 )
             except NumericsError as error:
                 if world.is_main:
-                    write_text(self.out / _FAILURE, f"{error}\n")
+                    write_text(self.out / FAILURE_FILE, f"{error}\n")
                 raise
 
     def _forget_failure(self) -> None:
         """Of an earlier start; `status` would go on telling it."""
-        (self.out / _FAILURE).unlink(missing_ok=True)
+        (self.out / FAILURE_FILE).unlink(missing_ok=True)
 
     def _tell_disk(self, model: DiTDH) -> None:
         """Say so where the checkpoints will not fit."""

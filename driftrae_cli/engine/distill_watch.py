@@ -70,7 +70,8 @@ class StudentFiles:
     def save_evolution(self, path: Path) -> None:
         """All steps' pictures side by side, where there are any."""
         if self.world.is_main:
-            save_evolution(self._previews, path, _PREVIEWS_PER_CLASS)
+            names = self.opened.flow.class_names
+            save_evolution(self._previews, path, _PREVIEWS_PER_CLASS, names)
 
     @property
     def _previews(self) -> Path:

@@ -14,7 +14,7 @@ class Reporter(Protocol):
         """Begin a phase of `total` steps, `done` of which an earlier run has made."""
 
     def advance(self, step: int, metrics: Mapping[str, float]) -> None:
-        """`step` steps of the phase are done; `metrics` are its newest numbers."""
+        """`step` steps of the phase are done; `metrics` are its new numbers, if there are any."""
 
     def finish(self) -> None:
         """End the phase."""

@@ -6,11 +6,9 @@ rebuild it; files of others go through `published`.
 
 import dataclasses
 import difflib
-import hashlib
 import json
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from driftrae_cli.errors import WeightsError
-from driftrae_cli.files import atomic_file, sync_file
+from driftrae_cli.files import atomic_file
 
 if TYPE_CHECKING:  # the encoder's module imports timm, which takes seconds
     from _typeshed import DataclassInstance
@@ -85,35 +83,16 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     Raises:
         OutputError: the file cannot be written.
     """
-    with atomic_file(path) as partial:
-        _fill(partial, tensors, metadata)
-
-
-def write_hashed(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> str:
-    """As `write_tensors`; returns the file's SHA-256, read while the bytes go to disk.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    with atomic_file(path) as partial, ThreadPoolExecutor(1) as beside:
-        _fill(partial, tensors, metadata)
-        synced = beside.submit(sync_file, partial)
-        with partial.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        synced.result()
-    return found
-
-
-def _fill(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     ready = _apart(tensors)
-    path.touch()
-    mode = path.stat().st_mode
-    try:
-        save_file(ready, path, metadata)
-    except SafetensorError as error:  # it wraps what the operating system says
-        raise OSError(str(error)) from error
-    _sort_metadata(path)
-    path.chmod(mode)  # safetensors leaves a file that only its owner may read
+    with atomic_file(path) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode
+        try:
+            save_file(ready, partial, metadata)
+        except SafetensorError as error:  # it wraps what the operating system says
+            raise OSError(str(error)) from error
+        _sort_metadata(partial)
+        partial.chmod(mode)  # safetensors leaves a file that only its owner may read
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Progress: few lines in a log, a bar in a terminal."""
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -24,10 +25,28 @@ def test_lines_are_ten_seconds_apart_and_tell_the_time_left(log):
     reporter.finish()
     assert lines == [
         "distilling: 0/100",
-        "distilling: 10/100, 1 min 30 s left  loss 0.1235  grad 2",
-        "distilling: 20/100, 1 min 20 s left  loss 0.1235  grad 2",
-        "distilling: 30/100, 1 min 10 s left  loss 0.1235  grad 2",
+        "distilling: 10/100, 1 min 30 s left  loss 0.1235  grad_norm 2",
+        "distilling: 20/100, 1 min 20 s left  loss 0.1235  grad_norm 2",
+        "distilling: 30/100, 1 min 10 s left  loss 0.1235  grad_norm 2",
         "distilling: done in 30 s",
+    ]
+
+
+def test_steps_without_numbers_keep_the_last_ones_within_their_phase(log):
+    reporter, lines, now = log
+    reporter.start("distilling", 100)
+    for step in range(1, 21):
+        now[0] += 1.0
+        reporter.advance(step, {"grad_norm": float(step)} if step == 15 else {})
+    reporter.start("decoder", 100)
+    now[0] += 10.0
+    reporter.advance(1, {})
+    assert lines == [
+        "distilling: 0/100",
+        "distilling: 10/100, 1 min 30 s left",
+        "distilling: 20/100, 1 min 20 s left  grad_norm 15",
+        "decoder: 0/100",
+        "decoder: 1/100, 16 min 30 s left",
     ]
 
 
@@ -40,13 +59,13 @@ def test_time_left_of_a_resumed_run_counts_its_own_steps_only(log):
 
 
 def test_the_numbers_that_say_how_a_distillation_goes(log):
-    """With short names and units, in one order; the loss is constant and says nothing."""
+    """The most telling first, with units; the loss is constant and says nothing."""
     reporter, lines, now = log
     metrics = {
         "field/2/0.02": 0.55,
         "field/2/0.05": 0.34,
         "field/2/0.2": 0.0993,
-        "field/all/0.02": 0.7,
+        "field/all/0.1": 0.7,
         "neighbours/2/0.02": 1.95,
         "diversity": 1.03,
         "loss": 1.0,
@@ -61,9 +80,9 @@ def test_the_numbers_that_say_how_a_distillation_goes(log):
     now[0] += 60.0
     reporter.advance(60, metrics)
     assert lines[1] == (
-        "distilling: 60/240, 3 min 0 s left  field/2/0.02 0.55  field/2/0.05 0.34  "
-        "field/2/0.2 0.0993  diversity 1.03  FD of 500 0.9  accuracy of 500 0.95  grad 0.417  "
-        "318.2 samples/s  17.3 GB"
+        "distilling: 60/240, 3 min 0 s left  field/2/0.2 0.0993  diversity 1.03  318.2 samples/s  "
+        "eval/frechet_distance-500 0.9  eval/class_accuracy-500 0.95  grad_norm 0.417  "
+        "memory_gb 17.3 GB"
     )
 
 
@@ -106,13 +125,35 @@ def test_bar_shows_phase_count_and_metrics_and_ends():
     assert text.rstrip().endswith("\x1b[?25h"), "the cursor is visible again"
 
 
-def test_in_a_narrow_terminal_the_bar_and_the_first_numbers_stay():
+def _last_screen(screen: io.StringIO) -> list[str]:
+    """What a terminal shows of the newest bar, without control sequences."""
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    return text[text.rindex("distilling") :].splitlines()
+
+
+def test_in_a_narrow_terminal_whole_numbers_are_shown_the_most_telling_first():
     screen = io.StringIO()
     reporter = BarReporter(Console(file=screen, force_terminal=True, width=80, highlight=False))
-    reporter.start("distilling", 240)
-    metrics = {f"field/2/0.{k}": 0.5 for k in range(3)}
-    reporter.advance(60, {**metrics, "grad_norm": 1.0, "samples_per_second": 100.0})
+    reporter.start("distilling", 100_000)
+    metrics = {f"field/2/{tau}": tau / 3 for tau in (0.02, 0.05, 0.2)}
+    scores = {"eval/frechet_distance-50000": 1.25, "eval/class_accuracy-50000": 0.5}
+    more = {"grad_norm": 1.0, "samples_per_second": 1318.25, "diversity": 1.0123, "loss": 1.0}
+    reporter.advance(99_998, {**metrics, **more, **scores})
+    reporter.advance(99_999, {})
     reporter.close()
-    text = screen.getvalue()
-    assert "distilling" in text and "60/240" in text and "field/2/0.0" in text
-    assert "samples/s" not in text and "…" in text
+    bar, numbers = _last_screen(screen)[:2]
+    assert "99999/100000" in bar and len(bar.rstrip()) <= 80
+    assert numbers == "field/2/0.2 0.06667  diversity 1.012  1318 samples/s"
+    assert "…" not in screen.getvalue()
+
+
+def test_a_bar_of_a_new_phase_begins_without_numbers():
+    screen = io.StringIO()
+    reporter = BarReporter(Console(file=screen, force_terminal=True, width=80, highlight=False))
+    reporter.start("scorer", 10)
+    reporter.advance(1, {"loss": 0.5})
+    reporter.start("distilling", 10)
+    reporter.advance(1, {})
+    reporter.close()
+    assert "loss 0.5" in screen.getvalue()
+    assert not any("loss" in line for line in _last_screen(screen))

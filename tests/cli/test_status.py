@@ -45,11 +45,38 @@ def test_status_in_words(run):
         "time left 12 min 0 s",
         "checkpoint none yet",
         "field/2/0.2 0.1",
-        "80 samples/s",
-        "3.25 GB",
+        "samples_per_second 80 samples/s",
+        "memory_gb 3.25 GB",
     ):
         assert part in text, part
-    assert "state stopped; the same command goes on" in " ".join(_typed("status", run).split())
+    stopped = " ".join(_typed("status", run).split())
+    assert "state stopped; run the same command again to resume" in stopped
+
+
+def test_every_row_of_status_has_one_label(run):
+    scores = {"eval/frechet_distance-500": 0.61, "eval/class_accuracy-500": 0.9}
+    _log(run, 65, {"grad_norm": 0.4, "samples_per_second": 80.0, **scores})
+    _log(run, 70, {"grad_norm": 0.5, "eval/frechet_distance-500": 0.75})
+    _log(run, 75, {"grad_norm": 0.6, "samples_per_second": 80.0})
+    rows = [line.split() for line in _typed("status", run).splitlines()]
+    assert ["grad_norm", "0.6"] in rows and ["samples_per_second", "80", "samples/s"] in rows
+    found = [" ".join(row[1:]) for row in rows if row[0] == "eval/frechet_distance-500"]
+    assert found == ["0.75 (step 70); best 0.61 (step 65)"]
+    labels = [row[0] for row in rows]
+    assert len(set(labels)) == len(labels) and not any("FD" in label for label in labels)
+
+
+def test_a_failed_run_is_not_called_resumable(run):
+    (run / "failure.txt").write_text("step 60: the gradient is not finite\nmore\n")
+    text = " ".join(_typed("status", run).split())
+    assert "state failed: step 60: the gradient is not finite" in text
+    assert "more" not in text and "resume" not in text
+
+
+def test_watching_is_for_people(run):
+    result = CliRunner().invoke(app, ["status", str(run), "--watch", "--json"])
+    assert result.exit_code == 2
+    assert result.output == "error: --watch --json: JSON is shown once; leave out one of them\n"
 
 
 def test_status_for_programs(run):
@@ -94,10 +121,11 @@ def test_no_run_is_a_message(tmp_path):
 
 
 def test_plot(run, tmp_path):
-    assert "curves.png" in _typed("plot", run)
+    shown = _typed("plot", run)
+    assert "curves.png" in shown and "field, in mean distances; samples per second" in shown
     assert (run / "curves.png").stat().st_size > 1000
     out = tmp_path / "both.svg"
-    assert json.loads(_typed("plot", run, run, "--out", out, "--json"))["out"] == str(out)
+    assert json.loads(_typed("plot", run, "--out", out, "--json"))["out"] == str(out)
     result = CliRunner().invoke(app, ["plot", str(run), "--out", str(out)])
     assert result.exit_code == 7 and "--overwrite" in result.output
     _typed("plot", run, "--out", out, "--overwrite")

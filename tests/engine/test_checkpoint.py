@@ -79,13 +79,13 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
 def test_training_goes_on_while_a_checkpoint_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    may_write, write = Event(), checkpoint_files.write_hashed
+    may_write, write = Event(), checkpoint_files.write_tensors
 
     def slowly(*arguments):  # type: ignore[no-untyped-def]
         assert may_write.wait(10)
-        return write(*arguments)
+        write(*arguments)
 
-    monkeypatch.setattr(checkpoint_files, "write_hashed", slowly)
+    monkeypatch.setattr(checkpoint_files, "write_tensors", slowly)
     objective, writer = Regression(), _writer(tmp_path)
     state = new_state(objective.model, SETTINGS)
     update(objective, state, SETTINGS, 0, WORLD)
@@ -100,13 +100,13 @@ def test_training_goes_on_while_a_checkpoint_is_written(
 
 
 def _write_slowly(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    write = checkpoint_files.write_hashed
+    write = checkpoint_files.write_tensors
 
     def slowly(*arguments):  # type: ignore[no-untyped-def]
         time.sleep(seconds)
-        return write(*arguments)
+        write(*arguments)
 
-    monkeypatch.setattr(checkpoint_files, "write_hashed", slowly)
+    monkeypatch.setattr(checkpoint_files, "write_tensors", slowly)
 
 
 def test_there_is_one_copy_of_the_state_at_a_time(
@@ -137,22 +137,6 @@ def test_what_is_due_after_minutes_waits_for_the_one_before(
     train(Regression(seconds=0.01), settings, tmp_path, QUIET, world=WORLD)
     steps = checkpoint_steps(tmp_path / "checkpoints")
     assert len(steps) == 2 and steps[0] < 6 and steps[1] == 12
-
-
-def test_bytes_that_do_not_reach_the_disk_are_noticed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The system says so to the first who asks, and to nobody later."""
-
-    def fail(path: Path) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    monkeypatch.setattr("driftrae_cli.models.weights.sync_file", fail)
-    writer = _writer(tmp_path)
-    save(writer, Progress(1), _state(1), WORLD)
-    with pytest.raises(OutputError, match="Input/output error"):
-        writer.finish()
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_step_after_loading_is_the_one_that_would_have_followed(tmp_path: Path) -> None:
@@ -270,16 +254,15 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
 @pytest.fixture
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Makes the checkpoint of a step fail halfway for want of room."""
-    write = checkpoint_files.write_hashed
+    write = checkpoint_files.write_tensors
 
     def fail(step: int) -> None:
         def cut_short(path, tensors, metadata):  # type: ignore[no-untyped-def]
-            sha256 = write(path, tensors, metadata)
+            write(path, tensors, metadata)
             if metadata["step"] == str(step):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return sha256
 
-        monkeypatch.setattr(checkpoint_files, "write_hashed", cut_short)
+        monkeypatch.setattr(checkpoint_files, "write_tensors", cut_short)
 
     return fail
 

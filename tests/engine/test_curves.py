@@ -39,7 +39,7 @@ def test_what_was_logged_is_drawn(tmp_path: Path, drawn: list[Any]) -> None:
     run = _run(tmp_path / "run", **{"eval/frechet_distance-500": 2.0})
     result = plot([run])
     assert result.panels == (
-        "field length, mean |V| / scale",
+        "field, in mean distances",
         "effective neighbours",
         "gradient norm",
         "Fréchet distance, 500 pictures",
@@ -56,7 +56,7 @@ def test_the_loss_is_shown_where_there_is_no_field(tmp_path: Path, drawn: list[A
         line = json.dumps({"step": 20, "loss": 0.5, "learning_rate": 1e-3})
         (tmp_path / phase / "metrics.jsonl").write_text(line + "\n")
     result = plot([tmp_path])
-    assert sorted(result.runs) == ["scorer", "teacher"]
+    assert sorted(result.runs) == [f"{tmp_path}: scorer", f"{tmp_path}: teacher"]
     assert result.panels == ("loss", "learning rate")
 
 
@@ -97,6 +97,63 @@ def test_values_that_no_axis_can_show_are_left_out(tmp_path: Path) -> None:
         assert picture.width > 1000
 
 
+@pytest.fixture
+def axes(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Axes by title, and the figure."""
+    seen: dict[str, Any] = {}
+    head = curves._head
+
+    def keep(figure: Any, logs: Any) -> None:
+        head(figure, logs)
+        seen.update({a.get_title(loc="left"): a for a in figure.axes}, figure=figure)
+
+    monkeypatch.setattr(curves, "_head", keep)
+    return seen
+
+
+@pytest.mark.parametrize("steps", [3, 40])
+def test_no_curve_touches_the_frame_above_it(
+    tmp_path: Path, axes: dict[str, Any], steps: int
+) -> None:
+    """Also where it is flat."""
+    plot([_run(tmp_path, steps, learning_rate=1e-3, samples_per_second=50.0, diversity=1.0)])
+    for title, highest in (
+        ("learning rate", 1e-3),
+        ("samples per second", 50.0),
+        ("diversity, spread over that of real latents", 1.0),
+        ("gradient norm", float(steps)),
+        ("field, in mean distances", 0.5),
+    ):
+        low, high = axes[title].get_ylim()
+        assert low < highest < high
+        up = (
+            axes[title]
+            .transAxes.inverted()
+            .transform(axes[title].transData.transform((0, highest)))
+        )
+        assert 0.3 < up[1] < 0.95, title
+
+
+def test_a_wide_range_has_a_logarithmic_axis(tmp_path: Path, axes: dict[str, Any]) -> None:
+    title = "diversity, spread over that of real latents"
+    for values, scale in (((1.0, 2e10), "log"), ((0.0, 1.0, 99.0), "linear"), ((0.0,), "linear")):
+        lines = [{"step": k, "diversity": v} for k, v in enumerate(values)]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / "metrics.jsonl").write_text(text)
+        plot([tmp_path])
+        assert axes[title].get_yscale() == scale
+
+
+@pytest.mark.parametrize(("steps", "said"), [(29, False), (30, True)])
+def test_pale_lines_are_explained_where_there_are_any(
+    tmp_path: Path, axes: dict[str, Any], steps: int, said: bool
+) -> None:
+    plot([_run(tmp_path, steps)])
+    assert ("pale lines: as logged" in axes["figure"].get_supxlabel()) == said
+    pale = [line for line in axes["gradient norm"].lines if line.get_alpha()]
+    assert bool(pale) == said
+
+
 def test_smoothing_neither_lags_nor_bends_a_straight_line() -> None:
     line = [3.0 + 0.5 * k for k in range(90)]
     assert curves._smoothed(line) == pytest.approx(line)
@@ -121,6 +178,11 @@ def test_where_the_picture_goes(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"\.png or a \.svg"):
         plot([a], tmp_path / "x.jpg")
     plot([a], tmp_path / "new" / "folder.png")
+    with pytest.raises(OutputError, match="cannot be made"):
+        plot([a], mine / "x.png")
+    with pytest.raises(ConfigError, match=r"given twice; name each run once"):
+        plot([a, b, tmp_path / "b" / ".." / "a"], tmp_path / "x.png")
+    assert not (tmp_path / "x.png").exists()
 
 
 @pytest.mark.parametrize("content", [None, "", "not json\n"])

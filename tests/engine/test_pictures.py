@@ -1,10 +1,11 @@
 """What is written, and what is refused before it would be lost."""
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from driftrae_cli.engine.pictures import prepare_output, save_evolution, save_folder, save_grid
 from driftrae_cli.errors import OutputError
@@ -127,6 +128,37 @@ def test_an_evolution_strip_of_large_pictures_stays_handy(tmp_path: Path) -> Non
     save_evolution(tmp_path, tmp_path / "evolution.png", 8)
     with Image.open(tmp_path / "evolution.png") as strip:
         assert strip.size == (8 * 256 + 7 * 10, 128 + 26)
+
+
+def test_rows_of_an_evolution_strip_are_named(tmp_path: Path, monkeypatch) -> None:
+    """At the left, each beside its row; the pictures stay as they are."""
+    _previews(tmp_path, [0, 60])
+    written: list[tuple[str, float]] = []
+    text = ImageDraw.ImageDraw.text
+
+    def noted(draw, place, words, **style):  # type: ignore[no-untyped-def]
+        written.append((words, place[1]))
+        text(draw, place, words, **style)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", noted)
+    names = ["disc, disk", "1", "x" * 99, "3", "Öl", "5", "6", "7", "8"]
+    save_evolution(tmp_path, tmp_path / "plain.png", 8)
+    written.clear()
+    save_evolution(tmp_path, tmp_path / "named.png", 8, names)
+    rows = [48 + 96 * place for place in range(6)]
+    assert [w for w, _ in written[:6]] == ["disc", written[1][0], "Öl", "5", "7", ""]
+    assert [y for _, y in written[:6]] == rows
+    assert re.fullmatch("x{10,25}…", written[1][0])
+    with Image.open(tmp_path / "plain.png") as plain, Image.open(tmp_path / "named.png") as named:
+        left = named.width - plain.width
+        assert 60 < left < 150
+        same = (left, 26, named.width, named.height)
+        assert named.crop(same).tobytes() == plain.crop((0, 26, *plain.size)).tobytes()
+        margin = named.crop((0, 26, left, named.height)).convert("L")
+        ink = [margin.crop((0, y - 8, left, y + 8)).getextrema()[0] < 128 for y in rows]
+        assert ink == [True] * 5 + [False]
+        frame = margin.crop((0, 0, 5, margin.height)).getextrema()
+        assert frame == (255, 255), "no letter touches the edge"
 
 
 def test_a_grid_whose_folder_cannot_be_made(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from driftrae_cli.config.load import dump, load
 from driftrae_cli.config.schema import DistillConfig, PretrainConfig
 from driftrae_cli.engine.health import Warned, write_warnings
 from driftrae_cli.engine.rundir import held
-from driftrae_cli.engine.status import read_status, running_process
+from driftrae_cli.engine.status import RunningScore, read_status, running_process
 from driftrae_cli.errors import ConfigError, OutputError
 
 
@@ -64,9 +64,9 @@ def test_a_run_that_has_just_begun(run: Path) -> None:
     with held(run):
         now = read_status(run)
     assert (now.state, now.step, now.steps, now.share) == ("running", 0, 240, 0)
-    unknown = (now.seconds_left, now.seconds_since_line, now.checkpoint, now.evaluation, now.best)
-    assert unknown == (None,) * 5
-    assert now.numbers == now.warnings == ()
+    unknown = (now.seconds_left, now.seconds_since_line, now.checkpoint, now.failure)
+    assert unknown == (None,) * 4
+    assert now.numbers == now.warnings == now.scores == ()
 
 
 def test_a_stopped_run_has_no_time_left(run: Path) -> None:
@@ -87,16 +87,34 @@ def test_a_finished_run(run: Path) -> None:
     assert read_status(run).state == "stopped", "it was asked for more steps and has not made them"
 
 
+def test_a_run_that_failed(run: Path) -> None:
+    """Until it goes on, or has made its result nevertheless."""
+    (run / "failure.txt").write_text("step 7: not finite\nmore\n")
+    _log(run, (240, {"samples_per_second": 80.0}))
+    now = read_status(run)
+    assert (now.state, now.failure) == ("failed", "step 7: not finite")
+    with held(run):
+        now = read_status(run)
+        assert (now.state, now.failure) == ("running", None)
+    (run / "student.safetensors").write_bytes(b"x")
+    now = read_status(run)
+    assert (now.state, now.failure) == ("finished", None)
+
+
 def test_the_best_score_is_the_lowest_distance(run: Path) -> None:
     names = ("eval/frechet_distance-500", "eval/class_accuracy-500")
     for step, distance in ((60, 3.0), (120, 1.25), (180, 2.0)):
         _log(run, (step, dict(zip(names, (distance, 0.5), strict=True))), (step + 5, {"loss": 1.0}))
     now = read_status(run)
-    assert now.evaluation == "frechet_distance-500 2 (step 180)"
-    assert now.best == "frechet_distance-500 1.25 (step 120)"
+    assert now.scores == (
+        RunningScore("eval/frechet_distance-500", 2.0, 180, 1.25, 120),
+        RunningScore("eval/class_accuracy-500", 0.5, 180, None, None),
+    )
     for step, distance in ((200, 9.0), (220, 9.5)):  # resumed with fewer pictures
-        _log(run, (step, {"eval/frechet_distance-50": distance}))
-    assert read_status(run).best == "frechet_distance-50 9 (step 200)"
+        _log(run, (step, {"eval/frechet_distance-50": distance, "loss": 1.0}))
+    now = read_status(run)
+    assert now.scores == (RunningScore("eval/frechet_distance-50", 9.5, 220, 9.0, 200),)
+    assert [number.name for number in now.numbers] == ["loss"], "scores are not told twice"
 
 
 def test_warnings_and_previews(run: Path) -> None:

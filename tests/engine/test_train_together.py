@@ -27,12 +27,12 @@ def test_a_loss_that_is_infinite_in_one_process_ends_all(tmp_path: Path) -> None
         assert "NumericsError: step 3: the loss is not finite" in text
 
 
-def test_a_disk_that_is_full_at_the_end_ends_all(tmp_path: Path) -> None:
-    told, silent = _errors(process_tasks.full_at_the_end, tmp_path)
+def test_a_disk_that_is_full_when_the_run_is_stopped_ends_all(tmp_path: Path) -> None:
+    told, silent = _errors(process_tasks.full_when_stopped, tmp_path)
     assert (told[0], silent[0]) == ("OutputError", "ToldElsewhereError")
     for _, text in (told, silent):
-        assert "OutputError: the checkpoint of step 12 could not be written" in text
-    assert checkpoint_steps(tmp_path / "checkpoints") == [4, 8]
+        assert "OutputError: the checkpoint of step 7 could not be written" in text
+    assert checkpoint_steps(tmp_path / "checkpoints") == [4]
 
 
 def test_the_main_process_decides_which_is_best(tmp_path: Path) -> None:
