@@ -219,7 +219,7 @@ def measure_step(device: torch.device, small: bool, micro_batch: int | None) -> 
     names = tuple(map(str, range(2 * counts.classes)))
     plan = StepPlan(ClassIndex.of(rows, names), counts, 0, 0, 1)
     D, H = shape.in_channels, shape.input_size
-    watch = Stopwatch(device)
+    watch, world = Stopwatch(device), alone(device)
 
     def positives(number: int) -> Tensor:
         shape = counts.positives, D, H, H
@@ -227,15 +227,15 @@ def measure_step(device: torch.device, small: bool, micro_batch: int | None) -> 
 
     task = DriftDistillation(
         model, plan, positives, DriftObjective(SETTINGS), counts, seed=0, precision="auto",
-        world=alone(device), class_names=names, phases=watch,
+        world=world, class_names=names, phases=watch,
     )  # fmt: skip
     settings = LoopSettings(steps=10, learning_rate=1e-5, final_learning_rate=1e-6)
     state = new_state(model, settings)
-    update(task, state, settings, 0, watch)
+    update(task, state, settings, 0, world, watch)
     watch.seconds.clear()
     began = time.perf_counter()
     for step in range(1, 1 + ROUNDS):
-        update(task, state, settings, step, watch)
+        update(task, state, settings, step, world, watch)
     seconds = (time.perf_counter() - began) / ROUNDS
     bf16 = has_fast_bf16(device)
     flop = count_network(shape, bf16=bf16, fused=cuda or not bf16).flop
@@ -308,11 +308,11 @@ def show(report: dict[str, Any]) -> None:
     """The same in words."""
     print(f"machine: {report['machine']}; torch {torch.__version__}")
     print(f"\nfield of one class, {report['field_size']}")
-    print(f"{'':12}{'seconds':>9}{'times ours':>12}{'extra GB':>10}{'difference':>12}")
+    print(f"{'':17}{'seconds':>9}{'times ours':>12}{'extra GB':>10}{'difference':>12}")
     first = report["field"][0]["seconds"]
     for way in report["field"]:
         print(
-            f"{way['variant']:12}{way['seconds']:9.3f}{way['seconds'] / first:12.2f}"
+            f"{way['variant']:17}{way['seconds']:9.3f}{way['seconds'] / first:12.2f}"
             f"{way['extra_gb']:10.3f}{way['difference']:12.1e}"
         )
     print(f"\na step with {report['network']}")
