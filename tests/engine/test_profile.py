@@ -48,7 +48,7 @@ def test_steps_that_warm_up_are_left_out(monkeypatch: pytest.MonkeyPatch) -> Non
     """By a clock that is a second later whenever it is asked."""
     made: list[int] = []
 
-    def update(task, state, settings, step, watch):  # type: ignore[no-untyped-def]
+    def update(task, state, settings, step, world, watch):  # type: ignore[no-untyped-def]
         made.append(step)
         with watch("marked"):
             pass
