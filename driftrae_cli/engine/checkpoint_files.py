@@ -54,7 +54,7 @@ def check_steps(made: int, asked: int) -> None:
     if made > asked:
         raise ConfigError(
             f"optim.steps: {made} updates are made already, {asked} are asked for; give at least "
-            f"{made}"
+            f"{made}, or choose another --out"
         )
 
 

@@ -1,7 +1,7 @@
 """Distillation by drifting: the teacher's copy becomes a one-step generator."""
 
 import shutil
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from driftrae_cli.engine.distill_step import DriftDistillation
 from driftrae_cli.engine.distill_task import Opened, open_recipe, opened_task
 from driftrae_cli.engine.distill_watch import BEST_FILE, STEPS, DistillWatch, StudentFiles
 from driftrae_cli.engine.health import Health, read_warnings
+from driftrae_cli.engine.load import load_flow
 from driftrae_cli.engine.metrics_log import METRICS_FILE, read_metrics
 from driftrae_cli.engine.obtain import own_header
 from driftrae_cli.engine.report import Reporter
@@ -23,7 +24,7 @@ from driftrae_cli.engine.status import FAILURE_FILE
 from driftrae_cli.engine.trackers import Tracker, open_trackers
 from driftrae_cli.engine.train import train
 from driftrae_cli.engine.world import World
-from driftrae_cli.errors import NumericsError
+from driftrae_cli.errors import NumericsError, OutputError
 from driftrae_cli.files import write_text
 from driftrae_cli.models.ditdh import DiTDH
 
@@ -82,12 +83,15 @@ class _Run:
         evolution, best = self.out / "evolution.png", self.out / BEST_FILE
         steps = self.opened.config.optim.steps
         finished = self.world.on_main(lambda: _steps_of(student)) == steps
-        if not finished:
+        files = StudentFiles(self.opened, self.out, self.world)
+        if finished:
+            if not self.world.on_main(grid.exists):  # what ended the run came between the two
+                averaged = load_flow(str(student), self.world.device).model
+                self._draw(files, averaged, grid, evolution)
+        else:
             averaged = self._train()
-            files = StudentFiles(self.opened, self.out, self.world)
             files.save(student, averaged, {STEPS: str(steps)})  # first, should the disk be full
-            files.save_grid(grid, averaged)
-            files.save_evolution(evolution)
+            self._draw(files, averaged, grid, evolution)
         return DistillResult(
             str(self.out),
             str(student),
@@ -97,6 +101,10 @@ class _Run:
             steps,
             finished,
         )
+
+    def _draw(self, files: StudentFiles, student: DiTDH, grid: Path, evolution: Path) -> None:
+        files.save_grid(grid, student)
+        files.save_evolution(evolution)
 
     def _train(self) -> DiTDH:
         opened, world, config = self.opened, self.world, self.opened.config
@@ -129,12 +137,14 @@ class _Run:
                 )
             except NumericsError as error:
                 if world.is_main:
-                    write_text(self.out / FAILURE_FILE, f"{error}\n")
+                    with suppress(OutputError):  # of a full disk; the error itself says more
+                        write_text(self.out / FAILURE_FILE, f"{error}\n")
                 raise
 
     def _forget_failure(self) -> None:
         """Of an earlier start; `status` would go on telling it."""
-        (self.out / FAILURE_FILE).unlink(missing_ok=True)
+        with suppress(OSError):
+            (self.out / FAILURE_FILE).unlink(missing_ok=True)
 
     def _tell_disk(self, model: DiTDH) -> None:
         """Say so where the checkpoints will not fit."""
@@ -143,7 +153,8 @@ class _Run:
             numbers = sum(tensor.numel() for tensor in DiTDH(config).state_dict().values())
         each, count = checkpoint_bytes(numbers), self.opened.config.log.keep + 1
         free = shutil.disk_usage(self.out).free
-        if free < each * count:
+        missing = max(1, count - len(checkpoint_steps(self.out / FOLDER)))
+        if free < each * missing:
             self.reporter.message(
                 f"warning: a checkpoint takes {each / 1e9:.3g} GB, and there are up to {count} at "
                 f"a time (log.keep + 1); --out {self.out} has {free / 1e9:.3g} GB free"

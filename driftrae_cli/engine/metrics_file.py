@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from driftrae_cli.engine.report import Reporter
@@ -33,23 +34,28 @@ class MetricsFile:
         told = bool(self._waiting)
         self._waiting.append(json.dumps({"step": step, **metrics}) + "\n")
         try:
-            _append(self._path, "".join(self._waiting).encode())
+            self._flush()
         except OSError as error:
             if not told:
                 self._reporter.message(
                     f"{self._path}: cannot be written ({error.strerror}); training goes on, and "
                     "lines wait until there is room"
                 )
-        else:
-            self._waiting.clear()
 
     def close(self) -> None:
-        """Say which lines never found room."""
+        """Try once more with lines that found no room; say which never did."""
+        with suppress(OSError):
+            self._flush()
         if self._waiting:
             self._reporter.message(
                 f"{self._path}: lacks the last {len(self._waiting)} lines, for which there was no "
                 "room"
             )
+
+    def _flush(self) -> None:
+        if self._waiting:
+            _append(self._path, "".join(self._waiting).encode())
+            self._waiting.clear()
 
 
 def _append(path: Path, data: bytes) -> None:

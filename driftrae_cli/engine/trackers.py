@@ -104,8 +104,7 @@ class _Tolerated:
         except Exception as error:  # their packages raise all kinds
             if not self._told:
                 self._tell(
-                    f"{self._field}: {_first_line(error)}; training goes on, and may be seen "
-                    "there with gaps"
+                    f"{self._field}: {_first_line(error)}; the run may be seen there with gaps"
                 )
             self._told = True
 

@@ -218,6 +218,8 @@ class _Run(Generic[Network]):
         except DataError:
             if step > self._start:  # data can be mended, and the run go on from here
                 self._save(step)
+                # torchrun ends all processes as soon as one has gone.
+                self._world.on_main(self._writer.wait)
             raise
         self._throughput.count(output.samples)
         return output, norm

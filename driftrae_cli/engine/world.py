@@ -26,6 +26,7 @@ from driftrae_cli.errors import (
 
 T = TypeVar("T")
 
+_MEETING = timedelta(minutes=10)
 _PATIENCE = timedelta(hours=3)  # others wait while one downloads, converts or counts
 _LOST = (
     "Connection closed by peer",
@@ -160,14 +161,7 @@ def _meet(device: torch.device) -> tuple[int, dist.Store]:
     """
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
-        store, rank, size = next(iter(rendezvous("env://", timeout=_PATIENCE)))
-        dist.init_process_group(
-            backend,
-            store=dist.PrefixStore("run", store),
-            rank=rank,
-            world_size=size,
-            timeout=_PATIENCE,
-        )
+        store, rank, size = next(iter(rendezvous("env://", timeout=_MEETING)))
     except (RuntimeError, ValueError, OSError) as error:
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         first_line = str(error).partition("\n")[0]
@@ -175,6 +169,9 @@ def _meet(device: torch.device) -> tuple[int, dist.Store]:
             f"the processes that torchrun started cannot meet at {place} ({first_line}); check "
             "--rdzv-endpoint, or --master-addr and --master-port"
         ) from error
+    store.set_timeout(_PATIENCE)
+    run = dist.PrefixStore("run", store)
+    dist.init_process_group(backend, store=run, rank=rank, world_size=size, timeout=_PATIENCE)
     return rank, dist.PrefixStore("told", store)
 
 

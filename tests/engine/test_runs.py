@@ -126,6 +126,10 @@ def test_a_run_without_room_for_warnings_and_previews_goes_on(
     assert heard[1] == "the warning could not be kept (no room); training goes on"
     assert "the preview of step 2 could not be written (no room); training goes on" in heard
     assert checkpoint_steps(tmp_path / "checkpoints")[-1] == 4
+    assert not (tmp_path / "samples.png").exists()
+    monkeypatch.undo()
+    assert distill(config, tmp_path, reporter=listener, world=WORLD).already_finished
+    assert (tmp_path / "samples.png").exists(), "made up for from the student"
 
 
 def test_fewer_steps_than_made_are_refused_and_change_nothing(tmp_path: Path) -> None:

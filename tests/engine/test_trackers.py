@@ -181,7 +181,7 @@ def test_a_tracker_that_fails_is_told_once_and_the_other_goes_on(
         for step in (1, 2):
             tracker.log(step, {"grad_norm": 1.0})
             tracker.picture(step, picture)
-    assert heard == ["log.wandb: no connection; training goes on, and may be seen there with gaps"]
+    assert heard == ["log.wandb: no connection; the run may be seen there with gaps"]
     assert _scalars(tmp_path / "tensorboard", "grad_norm") == [(1, 1.0), (2, 1.0)]
 
 
