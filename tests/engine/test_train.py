@@ -130,7 +130,10 @@ def test_a_finished_run_goes_on_when_more_steps_are_asked_for(tmp_path: Path) ->
     train(more, replace(SETTINGS, steps=15), tmp_path, QUIET, world=WORLD)
     assert more.steps == [12, 13, 14]
     assert [line["step"] for line in _log(tmp_path)] == list(range(1, 16))
-    text = r"^optim\.steps: 15 updates are made already, 12 are asked for; give at least 15, or choose another --out$"
+    text = (
+        r"^optim\.steps: 15 updates are made already, 12 are asked for; give at least 15, or "
+        "choose another --out$"
+    )
     with pytest.raises(ConfigError, match=text):
         train(Regression(), SETTINGS, tmp_path, QUIET, world=WORLD)
 
