@@ -5,8 +5,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from driftrae_cli.engine.build import DistillConfig, loop_settings
 from driftrae_cli.engine.checkpoint_files import FOLDER, check_steps, checkpoint_steps
 from driftrae_cli.engine.costs import checkpoint_bytes
@@ -148,9 +146,7 @@ class _Run:
 
     def _tell_disk(self, model: DiTDH) -> None:
         """Say so where the checkpoints will not fit."""
-        config = model.config
-        with torch.device("meta"):
-            numbers = sum(tensor.numel() for tensor in DiTDH(config).state_dict().values())
+        numbers = sum(tensor.numel() for tensor in model.state_dict().values())
         each, count = checkpoint_bytes(numbers), self.opened.config.log.keep + 1
         free = shutil.disk_usage(self.out).free
         missing = max(1, count - len(checkpoint_steps(self.out / FOLDER)))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from driftrae_cli.drift.objective import Drift, DriftObjective
 from driftrae_cli.engine.class_match import some_of
 from driftrae_cli.engine.latent_feeds import Feed
+from driftrae_cli.engine.metrics_log import DIVERSITY
 from driftrae_cli.engine.parallel import averaging_gradients, exchanging
 from driftrae_cli.engine.phases import Phases, unmeasured
 from driftrae_cli.engine.runtime import (
@@ -152,9 +153,9 @@ class DriftDistillation:
     def diversity_by_class(self) -> dict[str, float]:
         """`diversity` of the classes that this process had in the last step."""
         return {
-            self._names[report.label]: float(report.metrics["diversity"])
+            self._names[report.label]: float(report.metrics[DIVERSITY])
             for report in self.reports
-            if "diversity" in report.metrics
+            if DIVERSITY in report.metrics
         }
 
     @property
@@ -250,9 +251,7 @@ class DriftDistillation:
         several = self._counts.positives > 1
         found = zip(portion.classes, pulls, portion.diversity, portion.finite, strict=True)
         reports = [
-            ClassReport(
-                label, {**pull.metrics, **({"diversity": spread} if several else {})}, finite
-            )
+            ClassReport(label, {**pull.metrics, **({DIVERSITY: spread} if several else {})}, finite)
             for label, pull, spread, finite in found
         ]
         return torch.stack([pull.loss for pull in pulls]).sum() * share, reports

@@ -1,6 +1,6 @@
 """The training task of a distillation: models and data of a recipe, checked and put together."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -65,15 +65,13 @@ def open_recipe(config: DistillConfig, world: World, reporter: Reporter) -> Open
     """
     check_shares(config.step.classes, world.size)
     check_data_exists(config.data)
-    # One process downloads and converts; the others find it in the cache.
-    world.on_main(lambda: _fetch(config.teacher, reporter))
-    shared_out = config.compute.parallel == "fsdp" and world.size > 1
-    near = torch.device("cpu") if shared_out else world.device
+    _fetch_once(lambda: model_file(config.teacher, reporter), world)
+    near = torch.device("cpu") if _is_to_be_shared(config, world) else world.device
     flow = load_flow(config.teacher, near, reporter)
     if flow.role != "teacher":
         raise ConfigError(f"teacher: {config.teacher} is a {flow.role}; give a flow teacher")
     rae_reference = config.rae or own_autoencoder(config.teacher, flow)
-    world.on_main(lambda: _fetch(rae_reference, reporter))
+    _fetch_once(lambda: obtain(rae_reference, reporter), world)
     rae = load_rae(rae_reference, world.device, reporter)
     park_decoder(rae)
     check_latents(flow, rae)
@@ -88,8 +86,15 @@ def open_recipe(config: DistillConfig, world: World, reporter: Reporter) -> Open
     return Opened(config, flow, rae, rae_reference, weights, data, labels)
 
 
-def _fetch(reference: str, reporter: Reporter) -> None:
-    model_file(reference, reporter)
+def _is_to_be_shared(config: DistillConfig, world: World) -> bool:
+    """Whether each process will hold a share of the weights."""
+    return config.compute.parallel == "fsdp" and world.size > 1
+
+
+def _fetch_once(fetch: Callable[[], object], world: World) -> None:
+    """Have one process download and convert; the others find it in the cache. Collective."""
+    if world.size > 1:
+        world.on_main(fetch)
 
 
 def _check_counts(config: DistillConfig, classes: int, tokens: int) -> None:
@@ -168,7 +173,7 @@ def _student(opened: Opened, world: World) -> tuple[DiTDH, DiTDH]:
     """The network to train and one for its averaged weights."""
     compute, student = opened.config.compute, opened.flow.model
     average = deepcopy(student).requires_grad_(False).eval()
-    if compute.parallel == "fsdp" and world.size > 1:
+    if _is_to_be_shared(opened.config, world):
         for model in (student, average):
             shard(model, model.blocks, world)
     student.recompute = compute.recompute

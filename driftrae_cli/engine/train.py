@@ -24,6 +24,7 @@ from driftrae_cli.engine.checkpoint import Progress, TrainingState, load_latest,
 from driftrae_cli.engine.checkpoint_files import FOLDER, CheckpointWriter, check_steps
 from driftrae_cli.engine.ema import Network
 from driftrae_cli.engine.metrics_file import MetricsFile
+from driftrae_cli.engine.metrics_log import METRICS_FILE
 from driftrae_cli.engine.report import NullReporter, Reporter
 from driftrae_cli.engine.step import (
     LoopSettings,
@@ -104,7 +105,7 @@ def train(
         ConfigError: more steps have been made already than are asked for.
         NumericsError: the loss or gradient is no longer finite.
         DataError: of the objective, once the state before that step is on disk.
-        OutputError: the last checkpoint cannot be written.
+        OutputError: the run was stopped, and its last checkpoint cannot be written.
         WeightsError: all checkpoints in `folder` are damaged, or they are of another network.
         KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGUSR1, once the state is on disk.
     """
@@ -115,7 +116,7 @@ def train(
     check_steps(start.step, settings.steps)
     if start.step == settings.steps:
         return state.average.model
-    log = MetricsFile(folder / "metrics.jsonl", said)
+    log = MetricsFile(folder / METRICS_FILE, said)
     world.on_main(lambda: log.cut_back(start.step))
     writer = CheckpointWriter(checkpoints, settings.keep, start.step, said.message)
     if start.step:
