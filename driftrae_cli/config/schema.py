@@ -230,6 +230,10 @@ class EncoderTrainConfig:
     feature_weight: float = setting(1.0, "weight of the feature loss, of both decoders", min=0)
     label_weight: float = setting(0.1, "weight of guessing the class from each token", min=0)
     thumbnail_weight: float = setting(1.0, "weight of guessing a miniature from each", min=0)
+    variational: bool = setting(False, "a VAE: tokens are samples of a posterior")
+    kl_weight: float = setting(
+        0.1, "weight of the posterior's divergence from N(0, I), nats per pixel value", min=0
+    )
 
     def contradictions(self) -> list[Contradiction]:
         falling = _falling(self.final_learning_rate, self.learning_rate)

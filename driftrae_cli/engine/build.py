@@ -144,6 +144,7 @@ def rae_config(config: PretrainConfig) -> RAEConfig:
         ),
         input_size=size,
         grid=grid,
+        variational=encoder.variational,
     )
 
 
@@ -154,6 +155,7 @@ def autoencoder_weights(config: PretrainConfig) -> AutoencoderWeights:
         features=encoder.feature_weight,
         label=encoder.label_weight,
         thumbnail=encoder.thumbnail_weight,
+        kl=encoder.kl_weight,
     )
 
 

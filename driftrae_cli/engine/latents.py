@@ -121,6 +121,7 @@ def encoding_settings(rae: RAE) -> dict[str, str]:
     The decoder has no part in it.
     """
     config = rae.config
+    posterior = {"posterior": _hash(rae.posterior, {})} if rae.posterior else {}
     return {
         "encoder": _hash(rae.encoder, dataclasses.asdict(config.encoder)),
         "latent statistics": _hash(_buffers(rae), {"eps": config.eps}),
@@ -128,6 +129,7 @@ def encoding_settings(rae: RAE) -> dict[str, str]:
         "encoder's input size": str(config.input_size),
         "picture size": str(config.image_size),
         "crop": CROP,
+        **posterior,
     }
 
 

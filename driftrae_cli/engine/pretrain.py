@@ -220,7 +220,8 @@ def _autoencoder(run: _Run, judge: FeatureNet) -> RAE:
     trained = run.train(task, loop, "autoencoder")
     rae = _frozen(trained.rae)
     if run.half:
-        _round_as_stored(rae.encoder)
+        for part in filter(None, (rae.encoder, rae.posterior)):
+            _round_as_stored(part)
     measure_statistics(rae, run.data, run.device, run.reporter)
     rae.decoder = _decoder(run, rae, judge)
     return _frozen(rae)
@@ -245,7 +246,7 @@ def _decoder(run: _Run, rae: RAE, judge: FeatureNet) -> ViTDecoder:
 
 @torch.no_grad()
 def _round_as_stored(model: torch.nn.Module) -> None:
-    """Statistics must be those of the encoder that is read back from its file."""
+    """Statistics must be those of the network that is read back from its file."""
     for parameter in model.parameters():
         parameter.copy_(parameter.half())
 

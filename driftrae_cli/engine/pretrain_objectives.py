@@ -16,7 +16,7 @@ from driftrae_cli.engine.train import StepOutput, differentiated
 from driftrae_cli.flow.path import logit_normal_times, velocity_loss
 from driftrae_cli.models.ditdh import DiTDH
 from driftrae_cli.models.feature_net import FeatureNet, feature_distance
-from driftrae_cli.models.rae import RAE, RAEConfig
+from driftrae_cli.models.rae import RAE, RAEConfig, gaussian
 
 _THUMBNAIL = 8  # rows and columns of the miniature that every token must know
 _SHIFT = 3  # largest shift of an augmented picture, in pixels
@@ -109,6 +109,7 @@ class AutoencoderWeights:
     features: float
     label: float
     thumbnail: float
+    kl: float
 
 
 class ContextHeads(nn.Module):
@@ -142,7 +143,11 @@ class Autoencoder(nn.Module):
 
 
 class AutoencoderObjective:
-    """Encoder and decoder together: pixels, features, class and miniature from noisy tokens."""
+    """Encoder and decoder together: pixels, features, class and miniature from noisy tokens.
+
+    Of a variational autoencoder, tokens are samples of the posterior, whose divergence from
+    N(0, I) counts too.
+    """
 
     def __init__(
         self,
@@ -160,7 +165,8 @@ class AutoencoderObjective:
         images, labels = self._batches.draw(rng)
         rae, heads, weights = self.model.rae, self.model.heads, self._weights
         with network_precision(images.device, self._batches.precision):
-            tokens = noisy(rae.encoder(rae.preprocess(images)).float(), self._noise, rng)
+            tokens, divergence = self._tokens(rae, images, rng)
+            tokens = noisy(tokens, self._noise, rng)
             decoded = rae.to_unit(rae.decoder(tokens).float())
             label, thumbnail = heads(tokens, images, labels)
             features = feature_distance(self._judge, decoded, images)
@@ -168,7 +174,22 @@ class AutoencoderObjective:
         loss = pixels + weights.features * features
         loss = loss + weights.label * label + weights.thumbnail * thumbnail
         metrics = {"pixels": pixels, "features": features, "label": label, "thumbnail": thumbnail}
+        if divergence is not None:
+            loss = loss + weights.kl * divergence / images[0].numel()
+            metrics["divergence"] = divergence
         return differentiated(loss, metrics, len(images))
+
+    @staticmethod
+    def _tokens(
+        rae: RAE, images_B3HW: Tensor, rng: torch.Generator
+    ) -> tuple[Tensor, Tensor | None]:
+        """Tokens [B, C, D]; of a posterior with its divergence from N(0, I), nats per picture."""
+        tokens = rae.encoder(rae.preprocess(images_B3HW)).float()
+        if rae.posterior is None:
+            return tokens, None
+        mean, deviation = gaussian(rae.posterior(tokens))
+        nats = (mean.square() + deviation.square() - 1) / 2 - deviation.log()
+        return mean + deviation * _normal(rng, mean), nats.sum((1, 2)).mean()
 
 
 class DecoderObjective:

@@ -1,8 +1,11 @@
 """The representation autoencoder: frozen encoder, latent statistics, pixel decoder ([RAE]).
 
+A variational one (a VAE) is here for comparison: its tokens are samples of a posterior.
+
 Legend: B batch, C tokens, D latent channels, H, W rows and columns.
 """
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +15,8 @@ from torch import Tensor, nn
 from driftrae_cli.errors import ConfigError
 from driftrae_cli.models.decoder import DecoderConfig, ViTDecoder
 from driftrae_cli.models.encoder import EncoderConfig, ViTEncoder
+
+_LOG_VARIANCE = (-30.0, 20.0)  # of a posterior, clamped as in latent diffusion's VAE
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class RAEConfig:
         image_mean: per channel, of pixels in [0, 1].
         image_std: per channel, of pixels in [0, 1].
         eps: added to the latent variance.
+        variational: whether a linear layer makes mean and log variance of the encoder's tokens.
 
     Raises:
         ConfigError: the grid is not the encoder's, or the decoder reads other channels.
@@ -38,6 +44,7 @@ class RAEConfig:
     image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     image_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     eps: float = 1e-5
+    variational: bool = False
 
     def __post_init__(self) -> None:
         if self.grid * self.encoder.patch_size != self.input_size:
@@ -72,8 +79,15 @@ class RAE(nn.Module):
         self.config = config
         self.encoder = ViTEncoder(config.encoder)
         self.decoder = ViTDecoder(config.decoder)
+        width = config.encoder.width
+        self.posterior = nn.Linear(width, 2 * width) if config.variational else None
         self.register_buffer("latent_mean", torch.zeros(self.latent_shape))
         self.register_buffer("latent_var", torch.ones(self.latent_shape))
+
+    @property
+    def image_size(self) -> int:
+        """Rows and columns of a decoded picture."""
+        return self.config.image_size
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -87,8 +101,15 @@ class RAE(nn.Module):
 
     @torch.no_grad()
     def features(self, images_B3HW: Tensor) -> Tensor:
-        """Pictures in [0, 1] of any size -> the encoder's tokens as they are, [B, D, H, W]."""
+        """Pictures in [0, 1] of any size -> the encoder's tokens as they are, [B, D, H, W].
+
+        Of a variational autoencoder they are one sample of the posterior, whose noise depends
+        on the picture alone: the same picture has the same latent in every batch.
+        """
         tokens_BCD = self.encoder(self.preprocess(images_B3HW))
+        if self.posterior is not None:
+            mean_BCD, deviation_BCD = gaussian(self.posterior(tokens_BCD))
+            tokens_BCD = mean_BCD + deviation_BCD * picture_noise(images_B3HW, mean_BCD)
         return tokens_BCD.transpose(1, 2).unflatten(2, self.latent_shape[1:])
 
     def normalize(self, features_BDHW: Tensor) -> Tensor:
@@ -145,3 +166,21 @@ class RAE(nn.Module):
         values = (self.config.image_mean, self.config.image_std)
         mean, std = like.new_tensor(values)[:, :, None, None]
         return mean, std
+
+
+def gaussian(moments: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation [..., D] of a posterior, from mean and log variance [..., 2 D]."""
+    mean, log_variance = moments.float().chunk(2, dim=-1)
+    return mean, log_variance.clamp(*_LOG_VARIANCE).mul(0.5).exp()
+
+
+def picture_noise(images_B3HW: Tensor, like: Tensor) -> Tensor:
+    """Normal noise shaped as `like` [B, ...] that depends on each picture's 8-bit values alone."""
+    pictures = images_B3HW.mul(255).round().to(torch.uint8).cpu().contiguous().numpy()
+    noise = [_noise_of(picture.tobytes(), like.shape[1:]) for picture in pictures]
+    return torch.stack(noise).to(like)
+
+
+def _noise_of(content: bytes, shape: torch.Size) -> Tensor:
+    seed = int.from_bytes(hashlib.sha256(content).digest()[:8], "little", signed=True)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
