@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ import torch
 from driftrae_cli.errors import ConfigError
 from driftrae_cli.models.decoder import DecoderConfig
 from driftrae_cli.models.encoder import EncoderConfig
-from driftrae_cli.models.rae import RAE, RAEConfig
+from driftrae_cli.models.rae import RAE, RAEConfig, gaussian
 
 _ENCODER = EncoderConfig(
     width=16, depth=1, heads=2, mlp_ratio=2, patch_size=8, image_size=32, registers=0
@@ -96,3 +97,29 @@ def test_last_norm_has_no_parameters(rae):
 def test_sizes_that_do_not_fit_are_refused(build, text):
     with pytest.raises(ConfigError, match=text):
         build()
+
+
+@pytest.fixture
+def vae():
+    torch.manual_seed(0)
+    return RAE(dataclasses.replace(_CONFIG, variational=True)).eval()
+
+
+def test_a_posterior_sample_depends_on_the_picture_alone(vae):
+    images = _images(6)
+    together = vae.encode(images)
+    alone = torch.cat([vae.encode(image[None]) for image in images.flip(0)]).flip(0)
+    torch.testing.assert_close(alone, together)
+    mean = gaussian(vae.posterior(vae.encoder(vae.preprocess(images))))[0]
+    noise = together.flatten(2).transpose(1, 2) - mean
+    assert (noise[0] - noise[1]).abs().mean() > 0.1
+
+
+def test_posterior_samples_have_its_mean_and_deviation(vae):
+    with torch.no_grad():
+        vae.posterior.weight.zero_()
+        vae.posterior.bias.copy_(torch.cat([torch.arange(16.0), torch.full((16,), -1.0)]))
+    latents = vae.encode(_images(300)) * (1 + vae.config.eps) ** 0.5
+    mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    torch.testing.assert_close(mean, torch.arange(16.0), atol=0.05, rtol=0)
+    torch.testing.assert_close(deviation, torch.full((16,), math.exp(-0.5)), atol=0.03, rtol=0)
