@@ -38,8 +38,9 @@ OWNERS: Mapping[str, str | None] = {
     "torch_fidelity": "fidelity",
     "matplotlib": "engine",
     "yaml": "config",
+    "diffusers": "models",
 }
-SLOW = {"torch", "torchvision", "timm", "numpy", "torch_fidelity", "matplotlib"}
+SLOW = {"torch", "torchvision", "timm", "numpy", "torch_fidelity", "matplotlib", "diffusers"}
 QUICK_ROOMS = {"__init__", "__main__", "errors", "files", "hub", "config", "cli"}
 # Modules of other rooms that commands use without torch.
 QUICK_MODULES = {f"engine/{name}" for name in ("metrics_log", "health", "status", "curves")}
@@ -128,6 +129,7 @@ def test_module_keeps_the_rules(module):
         ("engine/sample", "from huggingface_hub import x", "engine -> huggingface_hub"),
         ("engine/rundir", "import yaml", "engine -> yaml"),
         ("engine/evaluate", "import torch_fidelity", "engine -> torch_fidelity"),
+        ("engine/load", "def f():\n    import diffusers", "engine -> diffusers"),
         ("cli/plot", "def f():\n    import matplotlib", "cli -> matplotlib"),
         ("engine/curves", "import matplotlib", "matplotlib at module level"),
         ("engine/status", "import torch", "torch at module level"),

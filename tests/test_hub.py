@@ -147,6 +147,10 @@ def on_hub(stand_in):
         "old/pytorch_model.bin": b"pickle",
         "docs/words.md": b"words",
     }
+    stand_in.repos["org/dit"] = {
+        "transformer/config.json": b"{}",
+        "transformer/diffusion_pytorch_model.bin": b"pickle",
+    }
     return stand_in
 
 
@@ -171,6 +175,7 @@ def test_small_files_of_the_hub_tell_no_sha256(on_hub):
         ("hf://org/open/sub@v1", {"Model.safetensors"}),
         ("hf://org/open/sub/", {"Model.safetensors"}),
         ("hf://org/open/old", {"config.json", "pytorch_model.bin"}),
+        ("hf://org/dit/transformer", {"config.json", "diffusion_pytorch_model.bin"}),
     ],
 )
 def test_hub_folder_has_what_loading_needs(on_hub, monkeypatch, reference, files):

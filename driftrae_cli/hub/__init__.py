@@ -45,9 +45,9 @@ BUILT_IN = {
     "shapes-scorer": _SHAPES / "scorer.safetensors",
 }
 
-# What loading needs of a folder; the pickled file only where nothing better is.
+# What loading needs of a folder; pickled files only where nothing better is.
 _LOADED = ("config.json", "config.yaml", "*.safetensors", "*.safetensors.index.json")
-_PICKLED = "pytorch_model.bin"
+_PICKLED = ("pytorch_model.bin", "diffusion_pytorch_model.bin")
 
 
 def locate(reference: str, known: Collection[str] = ()) -> Path:
@@ -133,7 +133,7 @@ def _file(place: HubPlace) -> Path:
 def _folder(place: HubPlace) -> Path:
     folder = _snapshot(place, _LOADED)
     if not any(folder.glob("*.safetensors")):
-        folder = _snapshot(place, (*_LOADED, _PICKLED))
+        folder = _snapshot(place, (*_LOADED, *_PICKLED))
     if not folder.is_dir():
         names = files_in(place)
         raise HubError(f"{place}: {name_a_file(names) if names else out_of_reach()}")

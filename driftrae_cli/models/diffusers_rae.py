@@ -146,10 +146,10 @@ def _refuse_others(state: Mapping[str, Tensor], source: str) -> None:
 
 def _decoder(state: Mapping[str, Tensor], grid: int, source: str, heads: int) -> ViTDecoder:
     part = diffusers_decoder_state(below("decoder.", state))
-    width = Shapes(part, source).of("decoder_embed.weight", 2)[0]
     # Not stored, and ignored by diffusers in files that have one.
-    part["decoder_pos_embed"] = _position_table(width, grid)
+    part["decoder_pos_embed"] = torch.empty(1, 1 + grid**2, 1)
     config = decoder_config(part, source, heads)
+    part["decoder_pos_embed"] = _position_table(config.width, grid)
     with torch.device("meta"):
         decoder = ViTDecoder(config)
     load_decoder(decoder, part, source)

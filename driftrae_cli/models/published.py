@@ -23,11 +23,22 @@ from driftrae_cli.models.keymaps import below, load_decoder, without_wrappers
 from driftrae_cli.models.rae import RAE, RAEConfig
 from driftrae_cli.models.statistics import NAMES, Statistics, checked_statistics
 from driftrae_cli.models.vision import read_encoder
-from driftrae_cli.models.weights import FORMAT, OWN_ENTRIES, build_model, load_strict
+from driftrae_cli.models.weights import (
+    FORMAT,
+    OWN_ENTRIES,
+    build_model,
+    load_strict,
+    refuse_not_finite,
+)
 
 __all__ = ["Published", "Statistics", "assemble_rae", "interpret", "read_published"]
 
 _SIGLIP_PIXELS = (0.5, 0.5, 0.5)  # mean and standard deviation of its pictures; others: ImageNet's
+
+
+# What only their names begin with. Several, so that a file without one tensor is still known.
+_DITDH_MARKS = ("s_embedder.", "enc_feat_rope.", "dec_feat_rope.")
+_DECODER_MARKS = ("decoder_embed.", "decoder_layers.")
 
 
 @dataclass(frozen=True)
@@ -91,17 +102,8 @@ def interpret(read: Container, *, heads: int | None = None) -> Published:
     except ConfigError as error:
         raise WeightsError(f"{read.path}: sizes that do not fit together ({error})") from error
     if isinstance(found.content, nn.Module):
-        _refuse_not_finite(found.content.eval(), read.path)
+        refuse_not_finite(found.content.eval(), read.path)
     return found
-
-
-def _refuse_not_finite(network: nn.Module, path: Path) -> None:
-    bad = [name for name, tensor in network.state_dict().items() if not tensor.isfinite().all()]
-    if bad:
-        raise WeightsError(
-            f"{path}: {len(bad)} tensors have values that are not finite ({bad[0]}, ...); the "
-            "training that wrote it has failed, or the file is damaged"
-        )
 
 
 def _interpret(read: Container, heads: int | None) -> Published:
@@ -118,11 +120,11 @@ def _interpret(read: Container, heads: int | None) -> Published:
         _refuse_heads(heads, source)
         family, rae = read_autoencoder(state, read.config, source)
         return Published("rae", f"diffusers AutoencoderRAE ({family})", rae)
-    if "s_embedder.proj.weight" in state:
+    if _has(state, _DITDH_MARKS):
         _refuse_heads(heads, source)
         return Published("ditdh", f"RAE project, DiT-DH{_training(read)}", _ditdh(state, source))
     part = _decoder_part(state)
-    if "decoder_embed.weight" in part:
+    if _has(part, _DECODER_MARKS):
         left_out = ", without its encoder" if len(part) < len(state) else ""
         decoder = _decoder(part, source, heads)
         return Published("decoder", f"RAE project, decoder{left_out}", decoder)
@@ -131,6 +133,10 @@ def _interpret(read: Container, heads: int | None) -> Published:
         raise WeightsError(_unknown(read, state))
     encoder, layout = found
     return Published("encoder", layout, encoder)
+
+
+def _has(state: Mapping[str, Tensor], beginnings: tuple[str, ...]) -> bool:
+    return any(name.startswith(beginnings) for name in state)
 
 
 def _all_there(read: Container) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import json
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,50 +138,91 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str) -> 
             listed at once.
     """
     own = module.state_dict()
+    missing, unexpected = _by_name(own, state)
     problems = [
-        *_missing_lines(own, state),
-        *_unexpected_lines(own, state),
+        *_lacking("missing", "the file has", missing, unexpected),
+        *_lacking("unexpected", "the network has", unexpected, missing),
         *_listing("of another shape", _misshapen(own, state)),
         *_listing("no floating-point numbers", _no_floats(own, state)),
     ]
     if problems:
-        raise WeightsError(
-            "\n".join(
-                [
-                    f"{source}: does not fit {type(module).__name__}",
-                    *problems,
-                    "Check that this file belongs to this kind and size of network.",
-                ]
-            )
-        )
+        advice = "Check that this file belongs to this kind and size of network."
+        raise WeightsError(_misfit(source, module, problems, advice))
     on_meta = any(tensor.is_meta for tensor in own.values())
     ready = {name: state[name].to(own[name].dtype) for name in own}
     module.load_state_dict(ready, strict=True, assign=on_meta)
+
+
+def unsized(
+    module: nn.Module,
+    own: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    telling: Collection[str],
+    source: str,
+) -> WeightsError:
+    """The error of a state that does not tell its network's size: all that names say of it.
+
+    Args:
+        module: of the same architecture and any size.
+        own: what belongs into a network of the state's depth; shapes do not count.
+        state: tensors by name.
+        telling: names of `own` whose shapes tell the size.
+        source: where the state is from, for messages.
+    """
+    missing, unexpected = _by_name(own, state)
+    first = [name for name in missing if name in telling]
+    others = [name for name in missing if name not in telling]
+    problems = [
+        *_lacking("missing, and tells the size", "the file has", first, unexpected),
+        *_lacking("missing", "the file has", others, unexpected),
+        *_lacking("unexpected", "the network has", unexpected, missing),
+        *_listing("no floating-point numbers", _no_floats(own, state)),
+    ]
+    advice = (
+        "Its size is not known, so shapes were not compared. "
+        "Check that this file belongs to this kind of network."
+    )
+    return WeightsError(_misfit(source, module, problems, advice))
+
+
+def refuse_not_finite(network: nn.Module, path: Path) -> None:
+    """Nothing, if all weights are finite numbers.
+
+    Args:
+        network: as it was loaded.
+        path: where from, for messages.
+
+    Raises:
+        WeightsError: some are not.
+    """
+    bad = [name for name, tensor in network.state_dict().items() if not tensor.isfinite().all()]
+    if bad:
+        raise WeightsError(
+            f"{path}: {len(bad)} tensors have values that are not finite ({bad[0]}, ...); the "
+            "training that wrote it has failed, or the file is damaged"
+        )
+
+
+def _misfit(source: str, module: nn.Module, problems: Sequence[str], advice: str) -> str:
+    return "\n".join([f"{source}: does not fit {type(module).__name__}", *problems, advice])
 
 
 def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "scalar"
 
 
-def _missing_lines(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    return _lacking("missing", "the file has", own, state)
+def _by_name(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
+    """Names that only the network has, and names that only the file has."""
+    return [n for n in own if n not in state], [n for n in state if n not in own]
 
 
-def _unexpected_lines(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    return _lacking("unexpected", "the network has", state, own)
-
-
-def _lacking(
-    title: str, other: str, names: Mapping[str, Tensor], known: Mapping[str, Tensor]
-) -> list[str]:
-    """Names that are not known, each with a near one that only the other side has."""
-    lacking = [name for name in names if name not in known]
-    spare = [name for name in known if name not in names]
+def _lacking(title: str, other: str, names: Sequence[str], spare: Sequence[str]) -> list[str]:
+    """Names that one side lacks, each with a near one that only the other has."""
     entries = []
-    for name in lacking[:_LISTED]:
+    for name in names[:_LISTED]:
         near = difflib.get_close_matches(name, spare, n=1, cutoff=0.75)
         entries.append(f"{name} ({other} {near[0]})" if near else name)
-    return _listing(title, entries, len(lacking))
+    return _listing(title, entries, len(names))
 
 
 def _misshapen(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:

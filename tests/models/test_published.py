@@ -169,31 +169,146 @@ def test_every_misfit_is_listed(saved):
     assert "s_projector.bias (file 5, network 32)" in text
 
 
+_KINDS = {
+    "ditdh": (lambda: _state(DiTDH, _TEACHER), "DiTDH"),
+    "decoder": (lambda: _state(ViTDecoder, _DECODER), "ViTDecoder"),
+    "encoder": (lambda: _timm_state("MAE"), "VisionTransformer"),
+    "dinov2": (lambda: _timm_state("DINOv2 with registers"), "VisionTransformer"),
+}
+_SIZE_UNKNOWN = (
+    "Its size is not known, so shapes were not compared. "
+    "Check that this file belongs to this kind of network."
+)
+
+
+def _refusal_of(saved, kind, state):
+    return _refusal(saved(state), heads=2 if kind == "decoder" else None).splitlines()
+
+
 @pytest.mark.parametrize(
-    ("lost", "text"),
+    ("kind", "lost"),
     [
-        ("pos_embed", "lacks pos_embed, which says how large the network is"),
-        ("enc_feat_rope.freqs_cos", "lacks enc_feat_rope.freqs_cos"),
-        ("blocks.1.norm1.weight", "lacks blocks.1.norm1.weight"),
+        ("ditdh", "pos_embed"),
+        ("ditdh", "x_embedder.proj.weight"),
+        ("ditdh", "final_layer.norm_final.weight"),
+        ("ditdh", "y_embedder.embedding_table.weight"),
+        ("ditdh", "enc_feat_rope.freqs_cos"),
+        ("ditdh", "dec_feat_rope.freqs_cos"),
+        ("ditdh", "blocks.1.norm1.weight"),
+        ("ditdh", "blocks.4.norm1.weight"),
+        ("ditdh", "blocks.0.mlp.w3.weight"),
+        ("ditdh", "blocks.4.mlp.w3.weight"),
+        ("decoder", "decoder_embed.weight"),
+        ("decoder", "decoder_pred.weight"),
+        ("decoder", "decoder_pos_embed"),
+        ("decoder", "decoder_layers.0.intermediate.dense.weight"),
+        ("encoder", "pos_embed"),
+        ("encoder", "blocks.0.mlp.fc1.weight"),
+        ("dinov2", "pos_embed"),
     ],
 )
-def test_tensors_that_the_config_is_read_from(saved, lost, text):
+def test_a_renamed_tensor_that_tells_the_size(saved, kind, lost):
+    make, network = _KINDS[kind]
+    state = make()
+    state[f"{lost}s"] = state.pop(lost)
+    assert _refusal_of(saved, kind, state) == [
+        f"{saved(state)}: does not fit {network}",
+        "  missing, and tells the size (1):",
+        f"    {lost} (the file has {lost}s)",
+        "  unexpected (1):",
+        f"    {lost}s (the network has {lost})",
+        _SIZE_UNKNOWN,
+    ]
+
+
+def test_all_is_listed_that_names_say_without_the_size(saved):
     state = _state(DiTDH, _TEACHER)
+    state["pos_embde"] = state.pop("pos_embed")
+    state["s_projector.bais"] = state.pop("s_projector.bias")
+    state["other"] = torch.zeros(1)
+    state["x_embedder.proj.bias"] = state["x_embedder.proj.bias"].int()
+    for lost in ("enc_feat_rope.freqs_cos", "blocks.3.norm2.weight"):
+        del state[lost]
+    assert _refusal_of(saved, "ditdh", state)[1:] == [
+        "  missing, and tells the size (2):",
+        "    pos_embed (the file has pos_embde)",
+        "    enc_feat_rope.freqs_cos",
+        "  missing (2):",
+        "    s_projector.bias (the file has s_projector.bais)",
+        "    blocks.3.norm2.weight",
+        "  unexpected (3):",
+        "    other",
+        "    pos_embde (the network has pos_embed)",
+        "    s_projector.bais (the network has s_projector.bias)",
+        "  no floating-point numbers (1):",
+        "    x_embedder.proj.bias (int32)",
+        _SIZE_UNKNOWN,
+    ]
+
+
+def test_long_lists_without_the_size_are_cut_after_ten(saved):
+    config = dataclasses.replace(_TEACHER, depth=(11, 2))
+    state = _state(DiTDH, config)
+    state = {name: tensor for name, tensor in state.items() if not name.endswith("norm1.weight")}
+    state |= {f"extra.{index}": torch.zeros(1) for index in range(14)}
+    lines = _refusal_of(saved, "ditdh", state)
+    assert lines[1:3] == ["  missing, and tells the size (13):", "    blocks.0.norm1.weight"]
+    assert lines[12:14] == ["    ... and 3 more", "  unexpected (14):"]
+    assert lines[-2:] == ["    ... and 4 more", _SIZE_UNKNOWN]
+
+
+def test_a_class_token_may_be_missing_without_the_size_too(saved):
+    state = _state(ViTDecoder, _DECODER)
+    del state["decoder_pos_embed"], state["trainable_cls_token"]
+    lines = _refusal_of(saved, "decoder", state)
+    assert lines[1:] == [
+        "  missing, and tells the size (1):",
+        "    decoder_pos_embed",
+        _SIZE_UNKNOWN,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "lost"),
+    [("ditdh", "s_embedder.proj.weight"), ("decoder", "decoder_embed.weight")],
+)
+def test_a_network_is_known_without_its_first_layer(saved, kind, lost):
+    state = _KINDS[kind][0]()
     del state[lost]
-    assert text in _refusal(saved(state))
+    text = "\n".join(_refusal_of(saved, kind, state))
+    assert f"does not fit {_KINDS[kind][1]}" in text and f"    {lost}\n" in text
 
 
-@pytest.mark.parametrize("index", ["6", "30000000", "1" * 5000], ids=["gap", "many", "digits"])
 @pytest.mark.parametrize("kind", ["ditdh", "decoder", "encoder"])
-def test_numbered_layers_that_are_not_all_there(saved, kind, index):
-    state, prefix = {
-        "ditdh": (_state(DiTDH, _TEACHER), "blocks"),
-        "decoder": (_state(ViTDecoder, _DECODER), "decoder_layers"),
-        "encoder": (_timm_state("MAE"), "blocks"),
-    }[kind]
+def test_networks_without_layers(saved, kind):
+    layers = ("blocks.", "decoder_layers.")
+    state = {n: t for n, t in _KINDS[kind][0]().items() if not n.startswith(layers)}
+    lines = _refusal_of(saved, kind, state)
+    assert lines[1].startswith("  missing, and tells the size (") and lines[-1] == _SIZE_UNKNOWN
+
+
+@pytest.mark.parametrize("kind", ["ditdh", "decoder", "encoder"])
+def test_a_layer_that_is_left_out(saved, kind):
+    prefix = "decoder_layers" if kind == "decoder" else "blocks"
+    state = _KINDS[kind][0]()
+    inside = [name for name in state if name.startswith(f"{prefix}.0.")]
+    state = {name: tensor for name, tensor in state.items() if name not in inside}
+    state |= {name.replace(".0.", ".1.", 1): torch.zeros(2) for name in inside}
+    lines = _refusal_of(saved, kind, state)
+    counts = [int(line.split("(")[1][:-2]) for line in lines if line.endswith("):")]
+    assert sum(counts) == len(inside) and lines[-1] == _SIZE_UNKNOWN
+    assert all(line.startswith(f"    {prefix}.0.") for line in lines if f"    {prefix}" in line)
+
+
+@pytest.mark.parametrize("index", ["6", "999", "30000000", "1" * 5000])
+@pytest.mark.parametrize("kind", ["ditdh", "decoder", "encoder"])
+def test_stray_layers(saved, kind, index):
+    state, prefix = _KINDS[kind][0](), "decoder_layers" if kind == "decoder" else "blocks"
     state[f"{prefix}.{index}.norm1.weight"] = torch.zeros(16)
-    text = _refusal(saved(state), heads=2 if kind == "decoder" else None)
-    assert (f"has {prefix}.6 and lacks {prefix}." if index == "6" else "unexpected (1)") in text
+    text = "\n".join(_refusal_of(saved, kind, state))
+    short = len(index) < 4
+    assert "more\n" in text if short else "unexpected (1)" in text
+    assert (_SIZE_UNKNOWN in text) is short
 
 
 def test_teacher_without_classes(saved):
@@ -250,7 +365,7 @@ def test_whole_numbers_that_nobody_uses(tmp_path):
         ("pos_embed", (1, 15, 16), "pos_embed has 15 positions, which are no square grid"),
         ("pos_embed", (16, 16), "pos_embed is 16x16, not a tensor of 3 dimensions"),
         ("pos_embed", (1, 16, 20), "the widths of its blocks (16, 16, 16, 32, 32) are not some of"),
-        ("blocks.3.mlp.w3.weight", (32, 3), "feed-forward layers of 42 and 3 do not belong"),
+        ("blocks.4.mlp.w3.weight", (32, 3), "feed-forward layers of 42 and 3 do not belong"),
         ("enc_feat_rope.freqs_cos", (16, 6), "freqs_cos (file 16x6, network 16x8)"),
         ("enc_feat_rope.freqs_cos", (16, 0), "freqs_cos is 16x0, not a tensor of 2"),
     ],
