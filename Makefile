@@ -41,8 +41,11 @@ demo: $(READY) ## Distil the built-in teacher and look at the pictures (CPU, min
 bench: $(READY) ## Measure the parts of a step against each other (minutes)
 	$(BIN)/python examples/imagenet256/bench.py
 
-assets: $(READY) ## Train the built-in models again (CPU, two hours)
+assets: $(READY) ## Train the built-in models again (CPU, three hours)
 	$(BIN)/driftrae pretrain shapes-pretrain --out runs/assets-pretrain
 	cp runs/assets-pretrain/{rae,teacher,scorer}.safetensors driftrae_cli/assets/shapes/
 	$(BIN)/driftrae distill shapes-full --out runs/assets-student
 	cp runs/assets-student/student.safetensors driftrae_cli/assets/shapes/
+	$(BIN)/driftrae pretrain shapes-vae-pretrain --out runs/assets-vae
+	cp runs/assets-vae/rae.safetensors driftrae_cli/assets/shapes/vae.safetensors
+	cp runs/assets-vae/teacher.safetensors driftrae_cli/assets/shapes/vae-teacher.safetensors

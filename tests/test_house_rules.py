@@ -43,7 +43,9 @@ OWNERS: Mapping[str, str | None] = {
 SLOW = {"torch", "torchvision", "timm", "numpy", "torch_fidelity", "matplotlib", "diffusers"}
 QUICK_ROOMS = {"__init__", "__main__", "errors", "files", "hub", "config", "cli"}
 # Modules of other rooms that commands use without torch.
-QUICK_MODULES = {f"engine/{name}" for name in ("metrics_log", "health", "status", "curves")}
+QUICK_MODULES = {
+    f"engine/{name}" for name in ("metrics_log", "health", "status", "curves", "drawing")
+}
 
 
 def imported(tree: ast.AST) -> Iterator[tuple[str, int]]:

@@ -82,6 +82,46 @@ def print_text(result: Any, *, stderr: bool = False) -> None:
         out.print(_table(rows))
 
 
+def print_analysis(analysis: Any, lines: Any) -> None:
+    """Spaces side by side, what it means for each, and what limits it.
+
+    Args:
+        analysis: an `Analysis`.
+        lines: of its comparison.
+    """
+    out = console()
+    if analysis.spaces:
+        out.print(_comparison_table(analysis, lines))
+    for space in analysis.spaces:
+        out.print()
+        out.print(Text(f"{space.space}: {space.verdict.word}", style="bold"))
+        for reason in space.verdict.reasons:
+            out.print(Text(f"  {reason}"))
+        for warning in space.warnings:
+            out.print(Text(f"  note: {warning}"))
+    if analysis.theorem:
+        out.print()
+        out.print(_table(analysis.theorem))
+    if analysis.report:
+        out.print()
+        out.print(Text(f"report  {analysis.report}/report.html"))
+
+
+def _comparison_table(analysis: Any, lines: Any) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    heads = ["statistic", *(space.space for space in analysis.spaces)]
+    for name in (*heads, "SD-VAE (paper)", "RAE (paper)"):
+        table.add_column(Text(name))
+    group = None
+    for line in lines:
+        if line.group != group:
+            group = line.group
+            table.add_row(Text(group, style="bold"))
+        cells = (f"  {line.name}", *line.values, line.paper_vae, line.paper_rae)
+        table.add_row(*map(Text, cells))
+    return table
+
+
 def _is_table(value: Any) -> bool:
     return isinstance(value, tuple) and bool(value) and dataclasses.is_dataclass(value[0])
 

@@ -83,7 +83,7 @@ class IsotropyResult:
         participation_ratio, spectral_entropy: mean over classes and tokens, the paper's
             protocol; too small where samples are few.
         corrected_participation_ratio, corrected_spectral_entropy: the same without the error
-            of few samples; the second None where there are no more samples than channels.
+            of few samples; None with two samples, the second below half as many as channels.
         pooled_participation_ratio, pooled_spectral_entropy: of one covariance of all tokens of
             all classes together, from their common mean (another protocol, which can order
             spaces the other way round).
@@ -258,7 +258,9 @@ class SpaceAnalysis:
     Attributes:
         space: its reference.
         scope: what was measured.
-        isotropy, dispersion, field, context: see there.
+        isotropy, dispersion: see there.
+        field: empty where a class has fewer than four samples.
+        context: None with one token, or fewer than twelve samples of a class.
         trajectories: None without a teacher.
         verdict: what it means.
         warnings: what limits the numbers.
@@ -269,7 +271,7 @@ class SpaceAnalysis:
     isotropy: IsotropyResult
     dispersion: DispersionResult
     field: tuple[FieldRow, ...]
-    context: ContextResult
+    context: ContextResult | None
     trajectories: TrajectoryResult | None
     verdict: Verdict
     warnings: tuple[str, ...]
@@ -302,10 +304,12 @@ class Analysis:
 
     Attributes:
         spaces: one or several, in the order they were given.
+        theorem: the check of Theorem 1; empty unless asked for.
         version: of driftrae.
         report: the folder with the report; None if none was asked for.
     """
 
     spaces: tuple[SpaceAnalysis, ...]
+    theorem: tuple[TheoremRow, ...]
     version: str
     report: str | None = None

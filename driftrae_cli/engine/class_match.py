@@ -9,10 +9,13 @@ from driftrae_cli.errors import ConfigError
 _NAMED = 10  # classes that a message names
 
 
-def labels_for(teacher: tuple[str, ...], data: OpenData) -> Tensor:
+def labels_for(teacher: tuple[str, ...], data: OpenData, *, part: bool = False) -> Tensor:
     """Labels of the data's rows as the teacher counts its classes, [N].
 
     Classes are matched by name; where the data only numbers them, number k is the teacher's k.
+
+    Args:
+        part: whether the data may have only some of the teacher's classes, by name.
 
     Raises:
         ConfigError: the two do not have the same classes.
@@ -23,7 +26,7 @@ def labels_for(teacher: tuple[str, ...], data: OpenData) -> Tensor:
     both = set(names) & set(teacher)
     lacking = [name for name in teacher if name not in both]
     unknown = [name for name in names if name not in both]
-    if data.numbered or lacking or unknown:
+    if data.numbered or unknown or (lacking and not part):
         raise ConfigError(_different_classes(data, len(teacher), lacking, unknown))
     number = {name: label for label, name in enumerate(teacher)}
     return torch.tensor([number[name] for name in names])[data.labels]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from driftrae_cli.engine.drawing import colour_of, new_figure, plain_ticks, save_figure, style_of
 from driftrae_cli.engine.health import COLLAPSED
 from driftrae_cli.engine.metrics_log import (
     DIVERSITY,
@@ -18,12 +19,10 @@ from driftrae_cli.engine.metrics_log import (
     read_metrics,
 )
 from driftrae_cli.errors import ConfigError, OutputError
-from driftrae_cli.files import atomic_file, make_folder
+from driftrae_cli.files import make_folder
 
 DEFAULT_NAME = "curves.png"  # in the run directory; ours, so it is replaced
 _ENDINGS = (".png", ".svg")
-_COLOURS = ("#2a6fbb", "#d9622b", "#2f8f5b", "#8a4fae", "#c43d5f", "#7a6a53", "#1795a5", "#5a5a5a")
-_STYLES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (6, 1)), (0, (3, 1, 1, 1, 1, 1)))
 _WORTH_SMOOTHING = 30  # points from which on there is a thick line over the raw ones
 _SMOOTHING = "pale lines: as logged; strong lines: mean of neighbouring points"
 _WIDE = 100  # largest over smallest value, from which on small ones vanish on an even axis
@@ -141,15 +140,9 @@ def _panels_of(logs: Sequence[_Log]) -> list[_Panel]:
 
 
 def _draw(logs: Sequence[_Log], panels: Sequence[_Panel], target: Path) -> None:
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     columns = min(_COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
-    with rc_context(_LOOK):
-        figure = Figure(figsize=(4.6 * columns, 3.1 * rows + 0.6), dpi=130, layout="constrained")
-        FigureCanvasAgg(figure)
+    with new_figure(4.6 * columns, 3.1 * rows + 0.6) as figure:
         axes = figure.subplots(rows, columns, squeeze=False).flatten()
         for number, panel in enumerate(panels):
             _draw_panel(axes[number], panel, logs)
@@ -160,31 +153,7 @@ def _draw(logs: Sequence[_Log], panels: Sequence[_Panel], target: Path) -> None:
         if _smoothed_somewhere(logs):
             figure.supxlabel(_SMOOTHING, x=0.01, ha="left", fontsize=8, color="#555555")
         make_folder(target.parent)
-        with atomic_file(target) as partial:
-            kind = target.suffix.removeprefix(".")
-            # Without a date the same curves give the same file.
-            figure.savefig(partial, format=kind, metadata={"Date": None} if kind == "svg" else {})
-
-
-_LOOK: Any = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#888888",
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelcolor": "#555555",
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.7,
-    "xtick.color": "#555555",
-    "ytick.color": "#555555",
-    "legend.edgecolor": "none",
-    "legend.framealpha": 0.8,
-    "legend.fontsize": 8,
-    "svg.hashsalt": "driftrae",
-}
+        save_figure(figure, target)
 
 
 def _head(figure: Any, logs: Sequence[_Log]) -> None:
@@ -194,21 +163,13 @@ def _head(figure: Any, logs: Sequence[_Log]) -> None:
     if len(logs) == 1:
         figure.suptitle(logs[0].name, x=0.01, ha="left", fontsize=11, color="#333333")
         return
-    keys = [Line2D([], [], color=_colour(k), linewidth=2.5) for k in range(len(logs))]
+    keys = [Line2D([], [], color=colour_of(k), linewidth=2.5) for k in range(len(logs))]
     names = [log.name for log in logs]
     fields = [name for name in _metrics_of(logs) if name.startswith(FIELD)]
     if len(fields) > 1:  # neighbours are in the same order
-        keys += [Line2D([], [], color="#555555", linestyle=_style(k)) for k in range(len(fields))]
+        keys += [Line2D([], [], color="#555555", linestyle=style_of(k)) for k in range(len(fields))]
         names += _short(fields)
     figure.legend(keys, names, loc="outside upper left", ncols=min(6, len(names)), fontsize=9)
-
-
-def _style(number: int) -> Any:
-    return _STYLES[number % len(_STYLES)]
-
-
-def _colour(number: int) -> str:
-    return _COLOURS[number % len(_COLOURS)]
 
 
 def _draw_panel(axes: Any, panel: _Panel, logs: Sequence[_Log]) -> None:
@@ -221,8 +182,8 @@ def _draw_panel(axes: Any, panel: _Panel, logs: Sequence[_Log]) -> None:
     for name, log_number, points in series:
         metric = names.index(name)
         several = len(logs) > 1
-        colour = _colour(log_number if several else metric)
-        style = _style(metric) if several else "-"
+        colour = colour_of(log_number if several else metric)
+        style = style_of(metric) if several else "-"
         _line(axes, points, colour, style)
     if panel.prefix == DIVERSITY:
         axes.axhline(1.0, color="#999999", linewidth=0.9)
@@ -243,28 +204,17 @@ def _limits(axes: Any, values: Sequence[float], log_scale: bool) -> None:
     high = max([high, *values])
     if log_scale:
         axes.set_ylim(low, high * (high / low) ** _HEADROOM)
-        _plain_ticks(axes)
+        plain_ticks(axes)
         return
     axes.set_ylim(0.0, high * (1 + _HEADROOM))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-
-
-def _plain_ticks(axes: Any) -> None:
-    """0.05 instead of 5×10⁻², with ticks at 1, 2 and 5 where there are few decades."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    low, high = axes.get_ylim()
-    few = low > 0 and high / low < 1000
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _key(axes: Any, names: Sequence[str]) -> None:
     """What is what among the metrics of one panel."""
     from matplotlib.lines import Line2D
 
-    keys = [Line2D([], [], color=_colour(k), linewidth=2) for k in range(len(names))]
+    keys = [Line2D([], [], color=colour_of(k), linewidth=2) for k in range(len(names))]
     axes.legend(keys, _short(names), loc="best")
 
 

@@ -43,6 +43,8 @@ BUILT_IN = {
     "shapes-teacher": _SHAPES / "teacher.safetensors",
     "shapes-student": _SHAPES / "student.safetensors",
     "shapes-scorer": _SHAPES / "scorer.safetensors",
+    "shapes-vae": _SHAPES / "vae.safetensors",
+    "shapes-vae-teacher": _SHAPES / "vae-teacher.safetensors",
 }
 
 # What loading needs of a folder; pickled files only where nothing better is.

@@ -25,8 +25,10 @@ def _scores(*targets: str, steps: int, per_class: int) -> Evaluation:
     )
 
 
-def test_all_of_them_fit_into_8_megabytes() -> None:
-    assert sum(path.stat().st_size for path in BUILT_IN.values()) <= 8_000_000
+def test_all_of_them_fit_into_14_megabytes() -> None:
+    sizes = {name: path.stat().st_size for name, path in BUILT_IN.items()}
+    vae = sum(size for name, size in sizes.items() if "vae" in name)
+    assert vae <= 6_000_000 and sum(sizes.values()) - vae <= 8_000_000
 
 
 @pytest.mark.parametrize("role", ["teacher", "student"])
