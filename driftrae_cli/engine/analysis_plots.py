@@ -81,8 +81,8 @@ def draw_spectrum(figure: Any, analysis: Analysis) -> None:
     axes.set(xscale="log", yscale="log", xlabel="rank of the direction / channels",
              ylabel="variance / mean variance")  # fmt: skip
     _bounded_below(axes)
-    plain_ticks(axes)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    plain_ticks(axes.xaxis)
+    plain_ticks(axes.yaxis)
     _key(figure, axes)
 
 
@@ -102,18 +102,11 @@ def draw_isotropy(figure: Any, analysis: Analysis) -> None:
         spaces = [space for space in analysis.spaces if space.isotropy.ratio_by_token]
         for number, space in enumerate(spaces):
             values = getattr(space.isotropy, field)
-            axes.hist(values, bins=20, range=_padded(values), color=colour_of(number), alpha=0.65,
+            axes.hist(values, bins=40, range=(0, 1), color=colour_of(number), alpha=0.65,
                       label=short_name(space.space))  # fmt: skip
         axes.set(xlabel=f"{label} of a token, mean over classes", ylabel="tokens")
         axes.set_xlim(0, 1)
     _key(figure, left)
-
-
-def _padded(values: Sequence[float]) -> tuple[float, float]:
-    """A range that values which are all alike do not fill."""
-    low, high = min(values), max(values)
-    room = max((high - low) * 0.05, 0.004)
-    return low - room, high + room
 
 
 def draw_token_map(figure: Any, analysis: Analysis) -> None:
@@ -172,7 +165,7 @@ def draw_perplexity(figure: Any, analysis: Analysis) -> None:
         taus = sorted({row.temperature for s in analysis.spaces for row in s.field})
         axes.set_xticks(taus, [f"{tau:g}" for tau in taus], minor=False)
         axes.minorticks_off()
-        plain_ticks(axes)
+        plain_ticks(axes.yaxis)
     panels[0].set_ylabel("positives seen")
     _key(figure, panels[0])
 
@@ -209,7 +202,7 @@ def draw_trajectories(figure: Any, analysis: Analysis) -> None:
     right.set(ylabel="turning, degrees per unit of t", title="angle of successive velocities")
     for axes in (left, right):
         axes.set(yscale="log", xlabel="t, from noise (1) to data (0)", xlim=(1, 0))
-        plain_ticks(axes)
+        plain_ticks(axes.yaxis)
     _key(figure, left)
 
 
@@ -239,6 +232,7 @@ def draw_theorem(figure: Any, analysis: Analysis) -> None:
         axes.set(xscale="log", yscale="log", xlabel="dimension d")
         axes.set_xticks(_dimensions(one), [str(d) for d in _dimensions(one)])
         axes.minorticks_off()
+        plain_ticks(axes.yaxis)
         axes.legend(loc="best")
     left.set_title("attraction, |V⁺|²")
     right.set_title("repulsion, |V⁻|")

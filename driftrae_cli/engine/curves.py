@@ -204,7 +204,7 @@ def _limits(axes: Any, values: Sequence[float], log_scale: bool) -> None:
     high = max([high, *values])
     if log_scale:
         axes.set_ylim(low, high * (high / low) ** _HEADROOM)
-        plain_ticks(axes)
+        plain_ticks(axes.yaxis)
         return
     axes.set_ylim(0.0, high * (1 + _HEADROOM))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")

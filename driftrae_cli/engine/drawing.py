@@ -65,12 +65,12 @@ def style_of(number: int) -> Any:
     return _STYLES[number % len(_STYLES)]
 
 
-def plain_ticks(axes: Any) -> None:
-    """0.05 instead of 5×10⁻², with ticks at 1, 2 and 5 where there are few decades."""
+def plain_ticks(axis: Any) -> None:
+    """0.05 instead of 5×10⁻² on a log axis, with ticks at 1, 2 and 5 where it spans few decades."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    low, high = axes.get_ylim()
+    low, high = axis.get_view_interval()
     few = low > 0 and high / low < 1000
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(NullFormatter())
