@@ -38,8 +38,9 @@ check: $(READY) ## Lint, format and types
 demo: $(READY) ## Distil the built-in teacher and look at the pictures (CPU, minutes)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/shapes/demo.sh
 
-bench: $(READY) ## Measure the parts of a step against each other (minutes)
+bench: $(READY) ## Measure a step's parts and the statistics against plain ways (minutes)
 	$(BIN)/python examples/imagenet256/bench.py
+	$(BIN)/python examples/latent_spaces/bench.py
 
 assets: $(READY) ## Train the built-in models again (CPU, three hours)
 	$(BIN)/driftrae pretrain shapes-pretrain --out runs/assets-pretrain

@@ -41,7 +41,11 @@ def test_there_are_commands_to_check() -> None:
 
 @dataclass(frozen=True)
 class Nothing:
-    """A result without fields, which is also a context that does nothing."""
+    """An analysis of no spaces, which is also a context that does nothing."""
+
+    spaces: tuple[()] = ()
+    theorem: tuple[()] = ()
+    report: None = None
 
     def __enter__(self) -> None:
         pass
@@ -66,7 +70,7 @@ class _Recorder:
 
 ENGINE = (
     "distill", "sample", "evaluate", "pretrain", "encode", "statistics", "obtain", "publish",
-    "convert", "load", "profile",
+    "convert", "load", "profile", "analyze",
 )  # fmt: skip
 
 

@@ -75,6 +75,7 @@ _ISOTROPY = "isotropy"
 _DISPERSION = "dispersion"
 _TOKENS = "tokens of a picture"
 _TRAJECTORIES = "teacher's trajectories"
+_FIELD = "positives seen / their share / attraction over repulsion"
 _STATISTICS = (
     _Statistic(
         _ISOTROPY, "participation ratio, class and token", _isotropy("participation_ratio"),
@@ -134,12 +135,17 @@ def _field_lines(spaces: Sequence[SpaceAnalysis]) -> list[Line]:
     for queries, group, tau in keys:
         rows = [_row(space, (queries, group, tau)) for space in spaces]
         values = tuple(
-            f"{row.perplexity:.3g} of {row.positives}, ratio {row.ratio:.3g}" if row else NOTHING
+            f"{row.perplexity:.3g} / {row.positive_share:.2g} / {row.ratio:.3g}" if row else NOTHING
             for row in rows
         )
         name = f"{queries} {group}s, τ {tau:g}"
-        lines.append(Line("positives seen, attraction over repulsion", name, values, "-", "-"))
+        lines.append(Line(f"{_FIELD} (of {_positives(spaces)})", name, values, NOTHING, NOTHING))
     return lines
+
+
+def _positives(spaces: Sequence[SpaceAnalysis]) -> str:
+    counts = sorted({row.positives for space in spaces for row in space.field})
+    return " or ".join(map(str, counts))
 
 
 def _key(row: FieldRow) -> tuple[str, str, float]:

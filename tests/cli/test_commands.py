@@ -13,6 +13,8 @@ from driftrae_cli.cli.app import app
 from driftrae_cli.cli.output import print_result
 from driftrae_cli.config.load import load
 from driftrae_cli.config.schema import DataConfig, DistillConfig, PretrainConfig
+from driftrae_cli.engine import analyze
+from driftrae_cli.engine.analysis import Analysis
 from driftrae_cli.engine.runtime import pick_device
 from driftrae_cli.engine.world import alone
 from driftrae_cli.errors import ConfigError, NumericsError
@@ -214,16 +216,47 @@ def test_eval_fid(engine):
     assert calls == [((["a"],), default), ((["a", "b"],), given)]
 
 
-def test_analyze_latent(engine):
-    calls = engine("analyze", "analyze")
+@pytest.fixture
+def analyses(monkeypatch):
+    """What `analyze` was asked for; it finds nothing."""
+    calls = []
+
+    def record(spaces, settings, **named):
+        calls.append((spaces, settings, {k: v for k, v in named.items() if k != "reporter"}))
+        return Analysis((), (), "1.0")
+
+    monkeypatch.setattr(analyze, "analyze", record)
+    return calls
+
+
+def test_analyze_latent(analyses):
     assert driftrae("analyze-latent").exit_code == 0
-    line = "analyze-latent r --data d --classes 3 --samples 20 --max-bad 2"
+    line = (
+        "analyze-latent r c --data d --classes 3 --samples 20 --pairs 10 --tokens 4 "
+        "--aggregate global --teacher t --teacher none --trajectories 5 --steps 50 --theorem "
+        "--out o --overwrite --max-bad 2 --seed 7 --device cpu"
+    )
     assert driftrae(*line.split()).exit_code == 0
-    default = {
-        "data": "shapes", "classes": None, "samples": 500, "max_bad": 10, "device": "auto",
+    settings = analyze.AnalysisSettings(
+        data="shapes", classes=None, samples=1000, pairs=1000, tokens="all", aggregate="paper",
+        trajectories=32, steps=400, seed=0, max_bad=10,
+    )  # fmt: skip
+    given = analyze.AnalysisSettings(
+        data="d", classes=3, samples=20, pairs=10, tokens="4", aggregate="global",
+        trajectories=5, steps=50, seed=7, max_bad=2,
+    )  # fmt: skip
+    plain = {"teachers": [], "theorem": False, "out": None, "overwrite": False, "device": "auto"}
+    more = {
+        "teachers": ["t", "none"], "theorem": True, "out": Path("o"), "overwrite": True,
+        "device": "cpu",
     }  # fmt: skip
-    given = {"data": "d", "classes": 3, "samples": 20, "max_bad": 2, "device": "auto"}
-    assert calls == [(("shapes-rae",), default), (("r",), given)]
+    assert analyses == [(["shapes-rae"], settings, plain), (["r", "c"], given, more)]
+
+
+def test_the_theorem_needs_no_space(analyses):
+    assert driftrae("analyze-latent", "--theorem").exit_code == 0
+    [(spaces, _, named)] = analyses
+    assert (spaces, named["theorem"]) == ([], True)
 
 
 PICTURES = "--data d --per-class 9 --flip --max-bad 3 --workers 2"
