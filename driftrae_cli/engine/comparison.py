@@ -76,7 +76,7 @@ _DISPERSION = "dispersion"
 _TOKENS = "tokens of a picture"
 _TRAJECTORIES = "teacher's trajectories"
 _FIELD = "positives seen / their share / attraction over repulsion"
-_STATISTICS = (
+_OF_SAMPLES = (
     _Statistic(
         _ISOTROPY, "participation ratio, class and token", _isotropy("participation_ratio"),
         PARTICIPATION,
@@ -98,6 +98,8 @@ _STATISTICS = (
     _Statistic(_DISPERSION, "… between classes", _dispersion("between_token")),
     _Statistic(_DISPERSION, "distance in a class, latents", _dispersion("within_latent")),
     _Statistic(_DISPERSION, "… between classes", _dispersion("between_latent")),
+)  # fmt: skip
+_OF_TOKENS_AND_TEACHER = (
     _Statistic(_TOKENS, "shared neighbours", _context("overlap")),
     _Statistic(_TOKENS, "… by chance", _context("chance")),
     _Statistic(_TOKENS, AGREEMENT, _context("agreement")),
@@ -112,8 +114,11 @@ _STATISTICS = (
 
 def comparison(analysis: Analysis) -> tuple[Line, ...]:
     """All statistics that any of the spaces has."""
-    lines = [_line(statistic, analysis.spaces) for statistic in _STATISTICS]
-    lines[14:14] = _field_lines(analysis.spaces)
+    lines = (
+        *(_line(statistic, analysis.spaces) for statistic in _OF_SAMPLES),
+        *_field_lines(analysis.spaces),
+        *(_line(statistic, analysis.spaces) for statistic in _OF_TOKENS_AND_TEACHER),
+    )
     return tuple(line for line in lines if any(value != NOTHING for value in line.values))
 
 

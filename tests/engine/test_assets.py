@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from driftrae_cli.data.shapes import CLASS_NAMES
+from driftrae_cli.engine.analyze import AnalysisSettings, analyze
 from driftrae_cli.engine.evaluate import Evaluation, evaluate
-from driftrae_cli.engine.load import load_flow
+from driftrae_cli.engine.load import load_flow, load_rae
 from driftrae_cli.engine.report import NullReporter
+from driftrae_cli.engine.verdict import KNOWN, NOT_SUITED, SUITED
 from driftrae_cli.hub import BUILT_IN
 
 CPU = torch.device("cpu")
@@ -47,3 +49,30 @@ def test_the_student_beats_the_teachers_single_step_fivefold() -> None:
 def test_the_teacher_is_worth_distilling() -> None:
     (teacher,) = _scores("shapes-teacher", steps=50, per_class=100).scores
     assert teacher.class_accuracy > 0.85
+
+
+def test_the_vae_is_a_contrast_to_the_rae() -> None:
+    """Same networks and size; scattered instead of clustered, and its teacher fits it."""
+    rae, vae = (load_rae(f"shapes-{kind}", CPU) for kind in ("rae", "vae"))
+    assert rae.latent_shape == vae.latent_shape
+    assert (rae.config.variational, vae.config.variational) == (False, True)
+    flow = load_flow("shapes-vae-teacher", CPU)
+    assert (flow.role, flow.rae, flow.class_names) == ("teacher", "shapes-vae", CLASS_NAMES)
+
+
+@pytest.mark.slow
+def test_what_the_verdict_knows_of_the_built_in_spaces_is_measured() -> None:
+    """`driftrae analyze-latent shapes-rae shapes-vae`, two minutes."""
+    settings = AnalysisSettings(
+        data="shapes", classes=None, samples=1000, pairs=1000, tokens="all", aggregate="paper",
+        trajectories=32, steps=400, seed=0, max_bad=0,
+    )  # fmt: skip
+    rae, vae = analyze(
+        ["shapes-rae", "shapes-vae"], settings, teachers=[], theorem=False, out=None,
+        overwrite=False, reporter=NullReporter(), device="cpu",
+    ).spaces  # fmt: skip
+    assert (rae.verdict.word, vae.verdict.word) == (SUITED, NOT_SUITED)
+    for space, name in ((rae, "shapes_rae"), (vae, "shapes_vae")):
+        assert {row.statistic for row in space.verdict.rows} == set(KNOWN)
+        for row in space.verdict.rows:
+            assert row.value == pytest.approx(getattr(row, name), rel=5e-3)
