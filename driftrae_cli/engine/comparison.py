@@ -75,7 +75,7 @@ _ISOTROPY = "isotropy"
 _DISPERSION = "dispersion"
 _TOKENS = "tokens of a picture"
 _TRAJECTORIES = "teacher's trajectories"
-_FIELD = "positives seen / their share / attraction over repulsion"
+_FIELD = "positives seen / share / pull over push"
 _OF_SAMPLES = (
     _Statistic(
         _ISOTROPY, "participation ratio, class and token", _isotropy("participation_ratio"),

@@ -72,7 +72,7 @@ def test_half_way_is_on_a_log_scale() -> None:
 
 
 def test_agreement_by_chance_is_not_suited() -> None:
-    for agreement in (-0.01, 0.004):
+    for agreement in (-0.01, 0.0, 0.0029):
         [row] = [r for r in _verdict(0.05, 0.2, 0.08, agreement).rows if r.statistic == AGREEMENT]
         assert row.says == NOT_SUITED
 
