@@ -218,7 +218,7 @@ def _measured(opened: _Opened, settings: AnalysisSettings, reporter: Reporter) -
         field,
         context,
         trajectories,
-        judge(isotropy, dispersion, field, context, trajectories, space.latent_shape),
+        judge(isotropy, dispersion, field, context, trajectories, space.latent_shape, scope.paired),
         tuple(_warnings(opened, scope, settings)),
     )
 

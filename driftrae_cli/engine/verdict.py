@@ -15,6 +15,7 @@ from driftrae_cli.engine.analysis import (
 )
 
 SUITED, DOUBTFUL, NOT_SUITED = "suited", "doubtful", "not suited"
+_LEAST_SAMPLES = 100  # fewer raise S-MMD as clusters do: every sample is its own neighbour
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,11 @@ MMD, NEAREST = "S-MMD, tokens", "NN-d, tokens"
 BEND, AGREEMENT = "curvature x sqrt(d)", "agreement of tokens"
 KNOWN = {
     PARTICIPATION: Known(
-        0.2068, 0.0630, 0.8754, 0.1661,
+        0.2068, 0.0630, 0.9285, 0.1681,
         ("few directions carry a token's variance", "variance is spread over many directions"),
     ),
     ENTROPY: Known(
-        0.3781, 0.2110, 0.9348, 0.2531,
+        0.3781, 0.2110, 0.9650, 0.2560,
         ("the spectrum falls steeply", "the spectrum is nearly flat"),
     ),
     MMD: Known(
@@ -84,27 +85,38 @@ def judge(
     context: ContextResult | None,
     trajectories: TrajectoryResult | None,
     latent_shape: tuple[int, int, int],
+    samples: int,
 ) -> Verdict:
     """Compare with known spaces.
 
     A statistic says "suited" if it is nearer to the space where drifting works, on a log scale,
     "not suited" if it is at or beyond the one where it does not, and "doubtful" between. The
     verdict is "suited" where half of them or more say so and none says "not suited"; "not
-    suited" where half or more say that; "doubtful" otherwise.
+    suited" where half or more say that; "doubtful" otherwise, and where samples are few.
+    Isotropy is judged by its corrected values, where there are any.
 
     Args:
         latent_shape: (D, H, W).
+        samples: of each class that are compared in pairs.
     """
     values = {MMD: dispersion.mmd_token.value, NEAREST: dispersion.nn_token.value}
-    if isotropy.participation_ratio and isotropy.spectral_entropy:
-        values[PARTICIPATION] = isotropy.participation_ratio.value
-        values[ENTROPY] = isotropy.spectral_entropy.value
+    if isotropy.corrected_participation_ratio:
+        values[PARTICIPATION] = isotropy.corrected_participation_ratio.value
+    if isotropy.corrected_spectral_entropy:
+        values[ENTROPY] = isotropy.corrected_spectral_entropy.value
     if trajectories:
         values[BEND] = trajectories.curvature.value * math.sqrt(math.prod(latent_shape))
     if context:
         values[AGREEMENT] = context.agreement.value
     rows = tuple(_row(name, values[name]) for name in KNOWN if name in values)
-    return Verdict(_word([row.says for row in rows]), tuple(_reasons(rows, field)), rows)
+    reasons = tuple(_reasons(rows, field))
+    if samples < _LEAST_SAMPLES:
+        few = (
+            f"{samples} latents of a class are too few for a verdict; measure at least "
+            f"{_LEAST_SAMPLES}"
+        )
+        return Verdict(DOUBTFUL, (few, *reasons), rows)
+    return Verdict(_word([row.says for row in rows]), reasons, rows)
 
 
 def _row(name: str, value: float) -> Judgement:

@@ -28,15 +28,20 @@ from driftrae_cli.engine.verdict import (
 )
 
 
-def _verdict(pr: float, se: float, mmd: float, agreement: float | None = None) -> Verdict:
+def _verdict(
+    pr: float, se: float, mmd: float, agreement: float | None = None, samples: int = 1000
+) -> Verdict:
     one = Estimate(1.0)
     ratio, entropy = Estimate(pr), Estimate(se)
-    isotropy = IsotropyResult(ratio, entropy, None, None, pr, se, (), (), (), ())
+    small = Estimate(1e-3)  # plain ones, too small for want of samples
+    isotropy = IsotropyResult(small, small, ratio, entropy, pr, se, (), (), (), ())
     dispersion = DispersionResult(
         one, one, Estimate(mmd), one, one, one, None, None, Histogram((0.0, 1.0), (1,))
     )
-    context = agreement and ContextResult(10, one, 0.1, Estimate(agreement), one)
-    return judge(isotropy, dispersion, (), context or None, None, (8, 2, 2))
+    context = None
+    if agreement is not None:
+        context = ContextResult(10, one, 0.1, Estimate(agreement), one)
+    return judge(isotropy, dispersion, (), context, None, (8, 2, 2), samples)
 
 
 def test_the_papers_own_spaces() -> None:
@@ -81,3 +86,20 @@ def test_statistics_without_meaning_are_shown_only() -> None:
     [row] = [r for r in _verdict(0.05, 0.2, 0.08).rows if r.statistic == NEAREST]
     assert (row.says, row.threshold) == ("", "")
     assert replace(Known(1.0, 2.0, 3.0, 4.0)).meaning is None
+
+
+def test_few_samples_make_no_verdict() -> None:
+    few = _verdict(0.0630, 0.2110, 0.07913, samples=99)
+    assert few.word == DOUBTFUL
+    assert few.reasons[0].startswith("99 latents of a class are too few")
+    assert _verdict(0.0630, 0.2110, 0.07913, samples=100).word == SUITED
+
+
+def test_isotropy_is_judged_without_the_error_of_few_samples() -> None:
+    one = Estimate(1.0)
+    dispersion = DispersionResult(
+        one, one, Estimate(0.08), one, one, one, None, None, Histogram((0.0, 1.0), (1,))
+    )
+    plain = IsotropyResult(one, one, None, None, 1.0, 1.0, (), (), (), ())
+    found = judge(plain, dispersion, (), None, None, (8, 2, 2), 1000)
+    assert [row.statistic for row in found.rows] == [MMD, NEAREST]
