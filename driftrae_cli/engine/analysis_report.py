@@ -4,20 +4,22 @@ import base64
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from driftrae_cli.engine.analysis import Analysis, Scope, SpaceAnalysis
-from driftrae_cli.engine.analysis_plots import ENDINGS, PLOTS, Plot, draw_all, short_name
-from driftrae_cli.engine.comparison import Line, comparison
+from driftrae_cli.engine.analysis import Analysis, Judgement, Scope, SpaceAnalysis, TheoremRow
+from driftrae_cli.engine.analysis_plots import ENDINGS, PLOTS, Plot, draw_all, names_of
+from driftrae_cli.engine.comparison import Line, comparison, text_of
 from driftrae_cli.engine.verdict import DOUBTFUL, NOT_SUITED, SUITED
 from driftrae_cli.errors import OutputError
 from driftrae_cli.files import make_folder, write_text
 
 NUMBERS, PAGE, PLOTS_FOLDER = "analysis.json", "report.html", "plots"
+_MOST_IN_TITLE = 2
 
 
 def prepare_report(folder: Path, overwrite: bool) -> None:
@@ -25,20 +27,37 @@ def prepare_report(folder: Path, overwrite: bool) -> None:
 
     Raises:
         OutputError: it is a file, or holds something and `overwrite` is off, or holds what no
-            report has.
+            report has, or cannot be written.
     """
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"--out {folder}: is a file; name a folder")
-    ours = {NUMBERS, PAGE, PLOTS_FOLDER}
-    there = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    if there - ours:
-        strange = sorted(there - ours)[0]
-        raise OutputError(
-            f"--out {folder}: holds {strange}, which is of no report; name a new folder"
-        )
-    if there and not overwrite:
-        raise OutputError(f"--out {folder}: exists already; choose another or add --overwrite")
-    make_folder(folder / PLOTS_FOLDER)
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise OutputError(f"--out {folder}: is a file; name a folder")
+        strange, report = _found_in(folder)
+        if strange:
+            raise OutputError(
+                f"--out {folder}: holds {strange[0]}, which is of no report; name a new folder"
+            )
+        if report and not overwrite:
+            raise OutputError(f"--out {folder}: exists already; choose another or add --overwrite")
+        make_folder(folder / PLOTS_FOLDER)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(f"--out {folder}: cannot be written ({error.strerror})") from error
+
+
+def _found_in(folder: Path) -> tuple[list[str], bool]:
+    """Names that are of no report, and whether there is any file of one.
+
+    The folders that an analysis makes before it measures, and pieces of files that a killed one
+    left, are neither.
+    """
+    names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    whole = [name for name in names if not (name.startswith(".") and name.endswith(".partial"))]
+    strange = [name for name in whole if name not in (NUMBERS, PAGE, PLOTS_FOLDER)]
+    plots = folder / PLOTS_FOLDER
+    report = {NUMBERS, PAGE} & set(whole) or (plots.exists() and any(plots.iterdir()))
+    return strange, bool(report)
 
 
 def write_report(analysis: Analysis, folder: Path) -> None:
@@ -70,96 +89,186 @@ def _plain(value: Any) -> Any:
 
 
 def page(analysis: Analysis, plots: Sequence[Plot], folder: Path) -> str:
-    """One HTML page that needs no network and no other file.
+    """One HTML page, in ASCII, that needs no network and no other file.
 
     Args:
         plots: what `draw_all` has drawn.
         folder: where.
     """
-    names = ", ".join(space.space for space in analysis.spaces) or "Theorem 1"
-    body = [f"<h1>Does drifting suit {_text(names)}?</h1>"] if analysis.spaces else []
-    body += [_verdict(space) for space in analysis.spaces]
+    title = _title(analysis.spaces)
+    body = [f"<h1>{_text(title)}</h1>", *_verdicts(analysis.spaces)]
     if analysis.spaces:
-        body += ["<h2>All statistics</h2>", _table(analysis), _TABLE_NOTE]
-    body += [_figure(plot, folder) for plot in plots]
+        body += ["<h2>All statistics</h2>", _statistics(analysis), _STATISTICS_NOTE]
+    for plot in plots:
+        body.append(_figure(plot, folder))
+        if plot.name == "theorem":
+            body.append(_theorem(analysis.theorem))
     if analysis.spaces:
         body += ["<h2>Protocol</h2>", *(_protocol(space) for space in analysis.spaces)]
     body.append(f"<footer>driftrae {_text(analysis.version)}; {_SOURCES}</footer>")
-    return _PAGE.format(title=_text(f"Latent spaces: {names}"), body="\n".join(body))
+    whole = _PAGE.format(title=_text(title), body="\n".join(body))
+    # So it reads the same whatever a file's encoding is taken for.
+    return whole.encode("ascii", "xmlcharrefreplace").decode()
 
 
 _text = escape
 
 
-def _verdict(space: SpaceAnalysis) -> str:
-    verdict = space.verdict
-    reasons = _list(verdict.reasons)
-    warnings = f"<p>What limits this:</p>{_list(space.warnings)}" if space.warnings else ""
-    rows = "".join(
-        f"<tr><th>{_text(row.statistic)}</th><td>{row.value:.4g}</td>"
-        f"<td>{_text(row.threshold or 'shown only')}</td><td>{_text(row.says or '-')}</td>"
-        f"<td>{_known(row.paper_vae)}</td><td>{_known(row.paper_rae)}</td>"
-        f"<td>{_known(row.shapes_vae)}</td><td>{_known(row.shapes_rae)}</td></tr>"
-        for row in verdict.rows
-    )
-    return (
-        f'<section class="verdict {_CLASSES[verdict.word]}"><h2>{_text(space.space)}: '
-        f"<strong>{_text(verdict.word)}</strong></h2>{reasons}"
-        f'<div class="wide"><table><tr><th>statistic</th><th>here</th><th>threshold</th>'
-        f"<th>says</th><th>SD-VAE (paper)</th><th>RAE (paper)</th><th>shapes-vae</th>"
-        f"<th>shapes-rae</th></tr>{rows}</table></div>{warnings}</section>"
-    )
+def _title(spaces: Sequence[SpaceAnalysis]) -> str:
+    if not spaces:
+        return "Theorem 1 by experiment"
+    if len(spaces) > _MOST_IN_TITLE:
+        return f"Does drifting suit these {len(spaces)} latent spaces?"
+    return f"Does drifting suit {' or '.join(names_of(spaces))}?"
+
+
+def _verdicts(spaces: Sequence[SpaceAnalysis]) -> Iterator[str]:
+    for space in spaces:
+        verdict = space.verdict
+        limits = f"<h3>What limits this</h3>{_list(space.warnings)}" if space.warnings else ""
+        yield (
+            f'<section class="verdict {_CLASSES[verdict.word]}"><h2>{_text(space.space)}: '
+            f"<strong>{_text(verdict.word)}</strong></h2>{_list(verdict.reasons)}{limits}"
+            f"<h3>What it rests on</h3>{_judged(verdict.rows)}</section>"
+        )
 
 
 _CLASSES = {SUITED: "yes", DOUBTFUL: "maybe", NOT_SUITED: "no"}
-
-
-def _known(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
 
 
 def _list(texts: Sequence[str]) -> str:
     return "<ul>" + "".join(f"<li>{_text(text)}</li>" for text in texts) + "</ul>"
 
 
-def _table(analysis: Analysis) -> str:
-    heads = [
-        *(short_name(space.space) for space in analysis.spaces),
-        "SD-VAE (paper)",
-        "RAE (paper)",
-    ]
-    head = "".join(f"<th>{_text(name)}</th>" for name in ["statistic", *heads])
-    rows = "".join(_rows(comparison(analysis), len(heads) + 1))
-    return f'<div class="wide"><table><tr>{head}</tr>{rows}</table></div>'
+def _judged(rows: Sequence[Judgement]) -> str:
+    heads = (
+        "statistic", "here", "says", "SD-VAE (paper)", "RAE (paper)", "shapes-vae", "shapes-rae",
+        "thresholds",
+    )  # fmt: skip
+    return _table(heads, [_row(_judgement(row)) for row in rows])
 
 
-def _rows(lines: Sequence[Line], columns: int) -> Iterator[str]:
+def _judgement(row: Judgement) -> tuple[str, ...]:
+    known = (row.value, row.paper_vae, row.paper_rae, row.shapes_vae, row.shapes_rae)
+    here, *others = (text_of(value) for value in known)
+    return (row.statistic, here, row.says or "-", *others, row.threshold or "shown only")
+
+
+def _table(heads: Sequence[str], rows: Sequence[str]) -> str:
+    """A table that scrolls where it is too wide."""
+    head = "".join(f'<th scope="col">{_text(name)}</th>' for name in heads)
+    return (
+        f'<div class="wide" tabindex="0"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _row(cells: Sequence[str]) -> str:
+    first, *others = cells
+    values = "".join(f"<td>{_text(value)}</td>" for value in others)
+    return f'<tr><th scope="row">{_text(first)}</th>{values}</tr>'
+
+
+def _statistics(analysis: Analysis) -> str:
+    heads = ["statistic", *names_of(analysis.spaces), "SD-VAE (paper)", "RAE (paper)"]
+    return _table(heads, list(_statistic_rows(comparison(analysis), len(heads))))
+
+
+def _statistic_rows(lines: Sequence[Line], columns: int) -> Iterator[str]:
     for group, part in groupby(lines, lambda line: line.group):
         yield f'<tr class="group"><th colspan="{columns}">{_text(group)}</th></tr>'
         for line in part:
-            cells = "".join(
-                f"<td>{_text(value)}</td>"
-                for value in (*line.values, line.paper_vae, line.paper_rae)
-            )
-            yield f"<tr><th>{_text(line.name)}</th>{cells}</tr>"
+            yield _row((line.name, *line.values, line.paper_vae, line.paper_rae))
 
 
-_TABLE_NOTE = (
+_STATISTICS_NOTE = (
     "<p>In brackets: 95 % bootstrap intervals over classes, of trajectories over trajectories. "
     "Pooled is one covariance of all tokens of all classes, another protocol than the paper's; "
     "the two can order spaces differently. Published NN-d is in the unit of other latents than "
     "normalised ones, so it is no threshold. Of what the field sees: effective number of "
-    "positives, and the length of the attraction over that of the repulsion.</p>"
+    "positives, their share in one softmax over positives and negatives, and the length of the "
+    "attraction over that of the repulsion.</p>"
 )
 
 
 def _figure(plot: Plot, folder: Path) -> str:
-    picture = base64.b64encode((folder / f"{plot.name}.png").read_bytes()).decode()
+    """A diagram with what it shows and what follows from it."""
+    drawing = base64.b64encode((folder / f"{plot.name}.svg").read_bytes()).decode()
+    shown, conclude = _EXPLAINED[plot.name]
     return (
-        f"<h2>{_text(plot.title)}</h2><figure>"
-        f'<img alt="{_text(plot.title)}" src="data:image/png;base64,{picture}">'
-        f"<figcaption>{_text(plot.explained)}</figcaption></figure>"
+        f'<section class="plot"><h2>{_text(plot.title)}</h2><figure>'
+        f'<img alt="{_text(shown)}" src="data:image/svg+xml;base64,{drawing}">'
+        f"<figcaption><p>{_text(shown)}</p><p>{_text(conclude)}</p>"
+        f'<p class="file">{PLOTS_FOLDER}/{plot.name}.png, .svg</p></figcaption></figure></section>'
     )
+
+
+_EXPLAINED: Mapping[str, tuple[str, str]] = {
+    "spectrum": (
+        "Variance of each direction of a token, from the widest to the narrowest, in units of the "
+        "mean (grey line): of every class and token by itself, then averaged, and of all pooled.",
+        "A steep fall means that tokens of a class vary in few directions, which keeps real and "
+        "generated samples near each other; a flat line is a scattered, VAE-like space.",
+    ),
+    "isotropy": (
+        "Participation ratio and spectral entropy of each token, averaged over classes; 1 is a "
+        "round distribution, 1 / channels a line.",
+        "Small values are what drifting needs, and a narrow histogram says that the mean in the "
+        "table speaks for all tokens.",
+    ),
+    "token-map": (
+        "Participation ratio of each token at its place in the picture, with the same colours for "
+        "all spaces; grey tokens were not measured.",
+        "Bright places vary in more directions, so the field is less informative there.",
+    ),
+    "nearest": (
+        "Distance of a token to the nearest one of the same class, over all samples, tokens and "
+        "classes, in units of the root of the channels.",
+        "Near 1.4, the distance of independent samples of unit variance, a neighbour is no nearer "
+        "than anything else and the field cannot tell samples apart.",
+    ),
+    "perplexity": (
+        "Effective number of real samples in the drifting field's attraction against temperature, "
+        "by where the field starts, for single tokens and whole latents; the dashed line is all "
+        "of them.",
+        "One is a single neighbour and noisy, all of them is only the class mean; between them the "
+        "field is informative.",
+    ),
+    "trajectories": (
+        "How the teacher's way from noise to data bends, median and 10 to 90 % of the "
+        "trajectories: by the paper's projection into three dimensions, and without any, as the "
+        "angle of successive velocities.",
+        "Strong curvature makes distilling along trajectories unstable, which is what drifting "
+        "avoids; curvatures of spaces of different size compare after multiplication with the root "
+        "of their size, as in the table.",
+    ),
+    "theorem": (
+        "Mean attraction and repulsion of d positives on the unit sphere and d negatives in a "
+        "cube, for growing d, beside their limits.",
+        "The attraction falls like 1 / d while the repulsion stays at r / √3; low temperatures "
+        "reach these limits only in high dimensions, since there a sample sees one neighbour "
+        "instead of the mean of all.",
+    ),
+}
+
+
+def _theorem(rows: Sequence[TheoremRow]) -> str:
+    """A row per dimension, beside the limits."""
+    taus = list(dict.fromkeys(row.temperature for row in rows))
+    heads = (
+        "d",
+        *(f"|V⁺|², τ {tau:g}" for tau in taus),
+        "1 / d",
+        *(f"|V⁻|, τ {tau:g}" for tau in taus),
+        "r / √3",
+    )
+    lines = []
+    for dimension, group in groupby(rows, lambda row: row.dimension):
+        part = list(group)
+        pull, push = [row.attraction for row in part], [row.repulsion for row in part]
+        values = (*pull, part[0].attraction_limit, *push, part[0].repulsion_limit)
+        lines.append(_row((str(dimension), *(text_of(value) for value in values))))
+    return _table(heads, lines)
 
 
 def _protocol(space: SpaceAnalysis) -> str:
@@ -188,7 +297,8 @@ def _protocol(space: SpaceAnalysis) -> str:
 def _tokens(scope: Scope) -> str:
     rows, columns = scope.grid
     count = len(scope.tokens)
-    of_all = "all" if count == rows * columns else f"{count} (numbers {scope.tokens})"
+    numbers = ", ".join(map(str, scope.tokens))
+    of_all = "all" if count == rows * columns else f"{count} (numbers {numbers})"
     return f"{of_all} of {rows} x {columns}"
 
 
@@ -201,29 +311,48 @@ _PAGE = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="data:,">
 <title>{title}</title>
 <style>
+:root {{ color-scheme: light; }}
 body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff;
-  max-width: 62rem; margin: 0 auto; padding: 1rem; }}
-h1, h2 {{ line-height: 1.2; overflow-wrap: anywhere; }}
-h2 {{ margin-top: 2.2rem; }}
-.verdict {{ border-left: 6px solid; padding: 0.2rem 1rem 0.6rem; margin: 1.2rem 0;
+  max-width: 72rem; margin: 0 auto; padding: 1rem; }}
+h1, h2, h3 {{ line-height: 1.25; overflow-wrap: anywhere; }}
+h1 {{ font-size: 1.7rem; }}
+h2 {{ margin: 2.2rem 0 0.6rem; font-size: 1.3rem; }}
+h3 {{ margin: 1rem 0 0.3rem; font-size: 0.9rem; color: #555; }}
+ul {{ margin: 0.3rem 0; padding-left: 1.2rem; }}
+li, p, dd {{ overflow-wrap: anywhere; max-width: 52rem; }}
+.verdict {{ border-left: 6px solid; padding: 0.7rem 1rem 0.8rem; margin: 1.2rem 0;
   background: #f7f7f7; }}
-.verdict h2 {{ margin-top: 0.5rem; font-size: 1.25rem; }}
-.yes {{ border-color: #2f8f5b; }}
-.maybe {{ border-color: #d09a1a; }}
-.no {{ border-color: #c43d5f; }}
+.verdict h2 {{ margin-top: 0; }}
+.yes {{ border-color: #2f8f5b; }} .yes strong {{ color: #1f6f44; }}
+.maybe {{ border-color: #d09a1a; }} .maybe strong {{ color: #8a6100; }}
+.no {{ border-color: #c43d5f; }} .no strong {{ color: #a82c4c; }}
 .wide {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }}
-th, td {{ text-align: left; padding: 0.25rem 0.8rem 0.25rem 0; border-bottom: 1px solid #ddd;
-  vertical-align: top; }}
-th {{ font-weight: 600; }} .group th {{ padding-top: 0.9rem; color: #555; }}
-figure {{ margin: 0; }} img {{ max-width: 100%; height: auto; }}
-figcaption {{ max-width: 46rem; }}
-dt {{ font-weight: 600; }} dd {{ margin: 0 0 0.4rem 0; overflow-wrap: anywhere; }}
+th, td {{ text-align: left; padding: 0.3rem 1.1rem 0.3rem 0; border-bottom: 1px solid #ddd;
+  white-space: nowrap; }}
+th {{ font-weight: 600; }}
+tbody th {{ font-weight: 400; }}
+tbody th, thead th:first-child {{ position: sticky; left: 0; background: #fff; }}
+.verdict tbody th, .verdict thead th:first-child {{ background: #f7f7f7; }}
+.group th {{ padding-top: 1rem; font-weight: 600; color: #555; }}
+figure {{ margin: 0; display: flex; flex-wrap: wrap; gap: 0.5rem 2rem; align-items: flex-start; }}
+img {{ flex: 1 1 34rem; min-width: 0; max-width: 44rem; width: 100%; height: auto; }}
+figcaption {{ flex: 1 1 18rem; }} figcaption p {{ margin: 0 0 0.7rem; }}
+.file {{ color: #666; font-size: 0.8rem; }}
 dl {{ border-top: 1px solid #ddd; padding-top: 0.8rem; font-size: 0.9rem; }}
-footer {{ margin-top: 2.5rem; color: #666; font-size: 0.85rem; }}
-@media print {{ .wide {{ overflow: visible; }} h2 {{ break-after: avoid; }} }}
+dt {{ font-weight: 600; }} dd {{ margin: 0 0 0.4rem 0; }}
+footer {{ margin-top: 2.5rem; color: #666; font-size: 0.85rem; overflow-wrap: anywhere; }}
+@media (max-width: 40rem) {{
+  th, td {{ padding-right: 0.7rem; }} tbody th {{ white-space: normal; min-width: 7rem; }}
+}}
+@media print {{
+  body {{ font-size: 11px; padding: 0; }}
+  .wide {{ overflow: visible; }} th, td {{ white-space: normal; }}
+  h2, h3 {{ break-after: avoid; }} figure, tr {{ break-inside: avoid; }}
+}}
 </style>
 </head>
 <body>
