@@ -187,6 +187,7 @@ class TrajectoryResult:
 
     Attributes:
         teacher: reference.
+        teacher_hash: SHA-256 of its weights.
         trajectories: how many.
         steps: of the Euler solver, evenly spaced before the time shift.
         shift: time shift.
@@ -200,6 +201,7 @@ class TrajectoryResult:
     """
 
     teacher: str
+    teacher_hash: str
     trajectories: int
     steps: int
     shift: float

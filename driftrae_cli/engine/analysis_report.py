@@ -285,7 +285,7 @@ def _protocol(space: SpaceAnalysis) -> str:
     }
     found = space.trajectories
     if found:
-        lines["teacher"] = found.teacher
+        lines["teacher"] = f"{found.teacher} (SHA-256 {found.teacher_hash})"
         lines["trajectories"] = (
             f"{found.trajectories}, {found.steps} Euler steps, time shift {found.shift:g}, "
             f"curvature fitted in windows of {found.window} states"

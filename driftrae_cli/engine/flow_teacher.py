@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from driftrae_cli.engine.catalogue import KNOWN
-from driftrae_cli.engine.load import load_flow
+from driftrae_cli.engine.load import load_flow, model_file
 from driftrae_cli.engine.obtain import is_name
 from driftrae_cli.engine.published_sd import SD_TEACHER, SD_VAE, find_dit
 from driftrae_cli.engine.report import Reporter
@@ -34,6 +34,7 @@ class FlowTeacher:
 
     Attributes:
         reference: as it was given.
+        sha256: of its weights.
         velocity: see `LabelledVelocity`.
         latent_shape: (D, H, W).
         class_names: one per class.
@@ -42,6 +43,7 @@ class FlowTeacher:
     """
 
     reference: str
+    sha256: str
     velocity: LabelledVelocity
     latent_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
@@ -100,13 +102,15 @@ def _teacher_of(space: str) -> str | None:
 
 
 def _load(reference: str, device: torch.device, reporter: Reporter) -> FlowTeacher:
-    dit = find_dit(reference, device)
-    if dit:
+    found = find_dit(reference)
+    if found:
+        dit = found.model.to(device)
         names = tuple(str(number) for number in range(dit.num_classes))
-        return FlowTeacher(reference, dit, dit.latent_shape, names, 1.0, device)
+        return FlowTeacher(reference, found.sha256, dit, dit.latent_shape, names, 1.0, device)
     flow = load_flow(reference, device, reporter)
     if flow.role != "teacher":
         raise ConfigError(f"--teacher {reference}: is a {flow.role}; give a flow teacher")
     config = flow.model.config
     shape = (config.in_channels, config.input_size, config.input_size)
-    return FlowTeacher(reference, flow.model, shape, flow.class_names, flow.shift, device)
+    sha256 = model_file(reference, reporter).sha256
+    return FlowTeacher(reference, sha256, flow.model, shape, flow.class_names, flow.shift, device)

@@ -3,8 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import Generic, TypeVar
 
 from driftrae_cli.engine.catalogue import KNOWN
 from driftrae_cli.errors import ConfigError
@@ -20,20 +19,23 @@ _CONFIG = "config.json"
 _SCHEDULER = "scheduler/scheduler_config.json"
 
 
+Network = TypeVar("Network", SDVAE, DiTVelocity)
+
+
 @dataclass(frozen=True)
-class FoundVAE:
-    """An SD-VAE.
+class Found(Generic[Network]):
+    """A network of diffusers.
 
     Attributes:
         model: in float32 on the CPU.
-        sha256: of its weights' files.
+        sha256: of the files with its weights.
     """
 
-    model: SDVAE
+    model: Network
     sha256: str
 
 
-def find_sd_vae(reference: str) -> FoundVAE | None:
+def find_sd_vae(reference: str) -> Found[SDVAE] | None:
     """The SD-VAE that a reference means: `sd-vae`, or a folder as diffusers writes it.
 
     None where it means something else.
@@ -45,11 +47,10 @@ def find_sd_vae(reference: str) -> FoundVAE | None:
     if reference != SD_VAE and not _is_folder_of(reference, "AutoencoderKL"):
         return None
     folder = locate(_VAE if reference == SD_VAE else reference)
-    files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
-    return FoundVAE(load_sd_vae(folder), ", ".join(LocalFile(file).sha256 for file in files))
+    return Found(load_sd_vae(folder), _hash_of(folder))
 
 
-def find_dit(reference: str, device: torch.device) -> DiTVelocity | None:
+def find_dit(reference: str) -> Found[DiTVelocity] | None:
     """The DiT that a reference means: `dit-xl-256`, or a pipeline's folder; None if another.
 
     Raises:
@@ -57,14 +58,20 @@ def find_dit(reference: str, device: torch.device) -> DiTVelocity | None:
     """
     if reference == SD_TEACHER:
         folder, scheduler = locate(f"{_DIT}/transformer"), locate(f"{_DIT}/{_SCHEDULER}")
-        return load_dit(folder, scheduler).to(device)
+        return Found(load_dit(folder, scheduler), _hash_of(folder))
     pipeline = Path(reference)
     if reference in BUILT_IN or not (pipeline / "transformer" / _CONFIG).is_file():
         return None
     scheduler = pipeline / _SCHEDULER
     if not scheduler.is_file():
         raise ConfigError(f"{reference}: lacks {_SCHEDULER}, which says how its noise is made")
-    return load_dit(pipeline / "transformer", scheduler).to(device)
+    folder = pipeline / "transformer"
+    return Found(load_dit(folder, scheduler), _hash_of(folder))
+
+
+def _hash_of(folder: Path) -> str:
+    files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
+    return ", ".join(LocalFile(file).sha256 for file in files)
 
 
 def _is_folder_of(reference: str, network: str) -> bool:

@@ -63,6 +63,7 @@ def measure_trajectories(
     per_time = (times[:-2] - times[2:]) / 2
     return TrajectoryResult(
         teacher=teacher.reference,
+        teacher_hash=teacher.sha256,
         trajectories=len(labels),
         steps=steps,
         shift=teacher.shift,

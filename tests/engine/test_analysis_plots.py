@@ -107,7 +107,7 @@ def _trajectories(near: float) -> TrajectoryResult:
     band = Band(t, *(tuple(f * x for x in bend) for f in (0.5, 1, 2)))
     angle = Band(t[1:-1], *(tuple(f * 300 * x for x in bend[1:-1]) for f in (0.5, 1, 2)))
     one = Estimate(1.0)
-    return TrajectoryResult("teacher", 32, 400, 1.0, 101, one, band, one, angle, one, one)
+    return TrajectoryResult("teacher", "5ha", 32, 400, 1.0, 101, one, band, one, angle, one, one)
 
 
 def theorem() -> tuple[TheoremRow, ...]:

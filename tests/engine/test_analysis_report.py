@@ -30,7 +30,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome-headless-sh
 def _trajectories() -> TrajectoryResult:
     band = Band((1.0, 0.5, 0.0), (0.1, 0.2, 0.1), (0.2, 0.3, math.nan), (0.3, 0.4, 0.3))
     one = Estimate(1.25, 1.125, 1.5)
-    return TrajectoryResult("a-teacher", 32, 400, 3.0, 101, one, band, one, band, one, one)
+    return TrajectoryResult("a-teacher", "cafe", 32, 400, 3.0, 101, one, band, one, band, one, one)
 
 
 ROWS = tuple(

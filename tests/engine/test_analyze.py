@@ -1,6 +1,7 @@
 """What is measured, on how much, and what is refused."""
 
 import dataclasses
+import hashlib
 import math
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from driftrae_cli.geometry.isotropy import (
     spectral_entropy,
 )
 from driftrae_cli.geometry.spherical_mmd import spherical_mmd
+from driftrae_cli.hub import BUILT_IN
 
 DEFAULTS = AnalysisSettings(
     data="shapes", classes=None, samples=500, pairs=500, tokens="all", aggregate="paper",
@@ -223,6 +225,8 @@ def test_bad_pictures_are_left_out_as_far_as_allowed(tmp_path: Path) -> None:
 def test_the_built_in_teacher_is_found_and_the_field_begins_from_it() -> None:
     [found] = run("shapes-rae", teachers=(), samples=40, trajectories=4).spaces
     assert found.trajectories and found.trajectories.teacher == "shapes-teacher"
+    content = BUILT_IN["shapes-teacher"].read_bytes()
+    assert found.trajectories.teacher_hash == hashlib.sha256(content).hexdigest()
     start = {(r.queries, r.group, r.temperature): r for r in found.field}
     assert {key[0] for key in start} == {"real", "teacher", "noise"}
     # The teacher's single step is a blur: too narrow, so it hardly repels itself.

@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 
 def _teacher(velocity: LabelledVelocity, shift: float = 1.0) -> FlowTeacher:
-    return FlowTeacher("by hand", velocity, (2, 1, 1), ("a", "b"), shift, CPU)
+    return FlowTeacher("by hand", "abc", velocity, (2, 1, 1), ("a", "b"), shift, CPU)
 
 
 def _turning(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
