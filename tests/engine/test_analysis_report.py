@@ -175,7 +175,7 @@ def test_the_page_says_the_verdicts_and_every_statistic(analysis: Analysis, page
     for line in lines:
         cells = [line.name, *line.values, line.paper_vae, line.paper_rae]
         assert _holds(page.texts, cells), line.name
-    assert {"a-teacher", "2: a, <i>", "all of 2 x 2"} <= set(page.texts)
+    assert {"a-teacher (SHA-256 cafe)", "2: a, <i>", "all of 2 x 2"} <= set(page.texts)
     assert "32, 400 Euler steps, time shift 3" in page.text
 
 
