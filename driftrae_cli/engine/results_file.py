@@ -1,0 +1,77 @@
+"""`results.jsonl`: every number that `eval-fid` has found, with all it takes to find it again."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from driftrae_cli.errors import OutputError
+from driftrae_cli.files import make_folder
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line.
+
+    Attributes:
+        request: what the numbers depend on, by name: hashes, counts, seed, rounding, …
+        result: the numbers, by name.
+        about: what is good to know but changes no number, as versions and times.
+    """
+
+    request: Mapping[str, Any]
+    result: Mapping[str, Any]
+    about: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """Equal requests have equal keys."""
+        return key_of(self.request)
+
+
+def key_of(request: Mapping[str, Any]) -> str:
+    """SHA-256 of a request."""
+    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+
+
+def find(file: Path, request: Mapping[str, Any]) -> Record | None:
+    """The newest record of this very request; None if there is none."""
+    wanted = key_of(request)
+    found = [record for record in _records(file) if record.key == wanted]
+    return found[-1] if found else None
+
+
+def append(file: Path, record: Record) -> None:
+    """Add a line; what is there stays.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    make_folder(file.parent)
+    line = {"key": record.key, "request": dict(record.request), "result": dict(record.result),
+            "about": dict(record.about)}  # fmt: skip
+    try:
+        torn = file.exists() and not file.read_bytes().endswith(b"\n") and file.stat().st_size
+        with file.open("a", encoding="utf-8") as out:
+            # A line that a killed process left half written must not swallow this one.
+            out.write(("\n" if torn else "") + json.dumps(line, allow_nan=False) + "\n")
+    except OSError as error:
+        raise OutputError(f"{file}: cannot be written ({error.strerror})") from error
+
+
+def _records(file: Path) -> Iterator[Record]:
+    """Lines that can be read; others are somebody else's or were cut short."""
+    if not file.exists():
+        return
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise OutputError(f"{file}: cannot be read ({error.strerror})") from error
+    for text in lines:
+        try:
+            line = json.loads(text)
+            yield Record(line["request"], line["result"], line["about"])
+        except (ValueError, LookupError, TypeError):
+            continue
