@@ -18,12 +18,24 @@ def sample(
     classes: Annotated[
         str, typer.Option(metavar="all|LIST", help="Names or numbers, separated by commas.")
     ] = "all",
-    per_class: Annotated[int, typer.Option(min=1, help="Pictures of each class.")] = 8,
+    per_class: Annotated[
+        int | None, typer.Option(min=1, help="Pictures of each class.  [default: 8]")
+    ] = None,
+    num: Annotated[
+        int | None, typer.Option(min=1, help="Instead: pictures in all, for a .npz.")
+    ] = None,
+    labels: Annotated[
+        str,
+        typer.Option(metavar="balanced|random|FILE", help="With --num, the classes of them."),
+    ] = "balanced",
     seed: Seed = 0,
     steps: Annotated[
         int | None,
         typer.Option(min=1, help="Solver steps.  [default: 1 for a student, 50 for a teacher]"),
     ] = None,
+    rounding: Annotated[
+        str, typer.Option(metavar="round|floor", help="From decoded values to whole ones.")
+    ] = "round",
     rae: RAERef = None,
     out: Annotated[
         Path,
@@ -35,14 +47,18 @@ def sample(
 ) -> None:
     """Draw pictures from a student or a teacher.
 
-    Picture k of a class depends on the seed, the class and k only.
+    Picture k of a class depends on the seed, the class and k only. A .npz is
+    shuffled and takes any number of pictures; the same command again goes on
+    with one that was interrupted. A file of labels has the number or name of
+    one class per line.
 
     \b
     Examples:
       driftrae sample shapes-student
       driftrae sample runs/shapes --classes star,ring --per-class 16 --out stars.png
       driftrae sample shapes-teacher --steps 50 --out teacher-samples/
-      driftrae sample shapes-student --per-class 500 --out samples.npz
+      driftrae sample shapes-student --num 50000 --out samples.npz
+      driftrae sample runs/x --num 20 --labels wanted.txt --out wanted.npz
     """
     from driftrae_cli.engine.sample import sample as run
 
@@ -51,10 +67,13 @@ def sample(
             checkpoint,
             classes=classes,
             per_class=per_class,
+            num=num,
+            labels=labels,
             seed=seed,
             out=out,
             reporter=progress,
             steps=steps,
+            rounding=rounding,
             rae=rae,
             overwrite=overwrite,
             device=device,

@@ -1,4 +1,4 @@
-"""Writing generated pictures: a grid, a folder of PNGs, or an array file.
+"""Writing generated pictures: a grid or a folder of PNGs; `picture_arrays` writes a `.npz`.
 
 Legend: N pictures, H, W rows and columns.
 """
@@ -202,14 +202,3 @@ def _file_names(names: list[str]) -> list[str]:
             safe += "_"
         taken[safe] = None
     return [f"{safe}.png" for safe in taken]
-
-
-def save_npz(path: Path, images: Tensor, labels: Tensor) -> None:
-    """Write `arr_0` [N, H, W, 3] uint8 and `arr_1` [N] labels, as the ADM evaluator reads them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as partial, partial.open("wb") as file:
-        np.savez(
-            file,
-            arr_0=images.permute(0, 2, 3, 1).contiguous().cpu().numpy(),
-            arr_1=labels.cpu().numpy(),
-        )

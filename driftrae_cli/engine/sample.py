@@ -4,8 +4,7 @@ Legend: B batch, D latent channels, H, W rows and columns.
 """
 
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +13,27 @@ import torch
 from torch import Tensor
 
 from driftrae_cli.data.images import to_uint8
-from driftrae_cli.engine.load import FlowCheckpoint, check_latents, load_flow, load_partner
-from driftrae_cli.engine.pictures import prepare_output, save_folder, save_grid, save_npz
+from driftrae_cli.engine.load import (
+    FlowCheckpoint,
+    check_latents,
+    load_flow,
+    load_partner,
+    model_file,
+    own_autoencoder,
+)
+from driftrae_cli.engine.picture_arrays import open_arrays
+from driftrae_cli.engine.pictures import prepare_output, save_folder, save_grid
 from driftrae_cli.engine.report import Reporter
 from driftrae_cli.engine.runtime import pick_device, sample_noise
+from driftrae_cli.engine.sample_labels import BALANCED, LabelPlan, plan_labels
 from driftrae_cli.errors import ConfigError, NumericsError
 from driftrae_cli.flow.solvers import solve, time_grid
 from driftrae_cli.models.generator import OneStepGenerator
 from driftrae_cli.models.rae import RAE
 
 TEACHER_STEPS = 50
+PER_CLASS = 8
+ROUND, FLOOR = "round", "floor"
 
 
 @dataclass(frozen=True)
@@ -68,30 +78,15 @@ def check_steps(flow: FlowCheckpoint, steps: int | None) -> int:
     return TEACHER_STEPS if steps is None else steps
 
 
-def choose_classes(wanted: str, names: Sequence[str]) -> list[int]:
-    """Class numbers for `all` or a comma-separated list of names or numbers.
+def check_rounding(rounding: str) -> str:
+    """How decoded values become whole ones: `round` to the nearest, or `floor`.
 
     Raises:
-        ConfigError: a class that does not exist (names the ones that do) or is named twice.
+        ConfigError: another word.
     """
-    if wanted == "all":
-        return list(range(len(names)))
-    chosen = [_choose_class(word.strip(), names) for word in wanted.split(",")]
-    twice = [names[label] for label, count in Counter(chosen).items() if count > 1]
-    if twice:
-        raise ConfigError(f"--classes: {', '.join(twice)} is asked for twice; name it once")
-    return chosen
-
-
-def _choose_class(word: str, names: Sequence[str]) -> int:
-    if word in names:
-        return list(names).index(word)
-    if word.isdecimal() and int(word) < len(names):
-        return int(word)
-    shown = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
-    raise ConfigError(
-        f"--classes: no class '{word}'; numbers go from 0 to {len(names) - 1}, names are: {shown}"
-    )
+    if rounding not in (ROUND, FLOOR):
+        raise ConfigError(f"--rounding {rounding}: give {ROUND} or {FLOOR}")
+    return rounding
 
 
 def generate_pictures(
@@ -102,6 +97,7 @@ def generate_pictures(
     seed: int,
     batch_size: int,
     advance: Callable[[int], None] = lambda done: None,
+    rounding: str = ROUND,
 ) -> Iterator[Tensor]:
     """Yield batches of pictures [b, 3, H, W] uint8, in the order of `labels`.
 
@@ -111,7 +107,7 @@ def generate_pictures(
     for start in range(0, len(labels), batch_size):
         part = slice(start, start + batch_size)
         images = rae.decode(make(labels[part], indices[part], seed))
-        pictures = finite_pictures(images, f"{make.flow.role} with its autoencoder")
+        pictures = finite_pictures(images, f"{make.flow.role} with its autoencoder", rounding)
         advance(min(start + batch_size, len(labels)))
         yield pictures
 
@@ -131,8 +127,10 @@ def decoder_near(rae: RAE, device: torch.device) -> Iterator[None]:
         park_decoder(rae)
 
 
-def finite_pictures(images: Tensor, maker: str) -> Tensor:
+def finite_pictures(images: Tensor, maker: str, rounding: str = ROUND) -> Tensor:
     """Decoded images [b, 3, H, W] in [0, 1] as uint8 on the CPU; `maker` is for the message.
+
+    Values are clamped and multiplied by 255 in float32; `rounding` says what becomes of the rest.
 
     Raises:
         NumericsError: a picture is not finite; as uint8 it would be black.
@@ -142,6 +140,8 @@ def finite_pictures(images: Tensor, maker: str) -> Tensor:
             f"the {maker} makes pictures that are not finite: weights are damaged, or training "
             "diverged. Use an earlier checkpoint, or copy or download the weights again."
         )
+    if rounding == FLOOR:
+        return (images.float().clamp(0, 1) * 255).to(torch.uint8).cpu()
     return to_uint8(images).cpu()
 
 
@@ -152,14 +152,20 @@ class SampleResult:
     Attributes:
         out: file or folder.
         pictures: how many.
-        classes: their class names.
+        classes: names of the classes that occur, before shuffling in this order.
+        labels: `balanced`, `random`, or the file that they are from.
+        shuffled: whether classes are mixed in `out`; otherwise one follows the other.
+        rounding: of decoded values, `round` or `floor`.
         steps: solver grid points, or 1.
-        seconds: for generating and decoding.
+        seconds: for drawing and writing, without what an earlier try did.
     """
 
     out: str
     pictures: int
     classes: tuple[str, ...]
+    labels: str
+    shuffled: bool
+    rounding: str
     steps: int
     seconds: float
 
@@ -168,62 +174,130 @@ def sample(
     checkpoint: str,
     *,
     classes: str,
-    per_class: int,
     seed: int,
     out: Path,
     reporter: Reporter,
+    per_class: int | None = None,
+    num: int | None = None,
+    labels: str = BALANCED,
+    rounding: str = ROUND,
     steps: int | None = None,
     rae: str | None = None,
     overwrite: bool = False,
     device: str = "auto",
     batch_size: int = 100,
 ) -> SampleResult:
-    """Draw `per_class` pictures of each class and write them to `out`.
+    """Draw `per_class` pictures of each class, or `num` in all, and write them to `out`.
+
+    Pictures in a `.npz` are shuffled: who scores its parts, as the Inception score does, finds
+    all classes in each.
 
     Raises:
         ConfigError, HubError, NumericsError, OutputError, WeightsError: see their messages.
     """
+    per_class = _check_counts(out, per_class, num, labels)
+    check_rounding(rounding)
     prepare_output(out, overwrite)
     where = pick_device(device)
     flow = load_flow(checkpoint, where, reporter)
-    chosen = choose_classes(classes, flow.class_names)
     steps = check_steps(flow, steps)
+    plan = plan_labels(
+        flow.class_names, classes=classes, per_class=per_class, num=num, labels=labels, seed=seed
+    )
     autoencoder = load_partner(checkpoint, flow, rae, where, reporter)
     check_latents(flow, autoencoder)
     make = LatentGenerator(flow, autoencoder.latent_shape, steps, where)
-    labels = [label for label in chosen for _ in range(per_class)]
-    indices = list(range(per_class)) * len(chosen)
-    reporter.start("sampling", len(labels))
+    drawing = _Drawing(make, autoencoder, seed, batch_size, rounding, reporter)
+    shuffled = out.suffix == ".npz"
     began = time.perf_counter()
-    batches = generate_pictures(
-        make,
-        autoencoder,
-        labels,
-        indices,
-        seed,
-        batch_size,
-        advance=lambda done: reporter.advance(done, {}),
-    )
-    images = torch.cat(list(batches))
-    seconds = time.perf_counter() - began
-    reporter.finish()
-    _write(out, images, labels, indices, flow.class_names, per_class)
-    names = tuple(flow.class_names[label] for label in chosen)
-    return SampleResult(str(out), len(labels), names, steps, seconds)
-
-
-def _write(
-    out: Path,
-    images: Tensor,
-    labels: list[int],
-    indices: list[int],
-    class_names: Sequence[str],
-    per_class: int,
-) -> None:
-    if out.suffix == ".png":
-        save_grid(out, images, columns=per_class)
-    elif out.suffix == ".npz":
-        save_npz(out, images, torch.tensor(labels))
+    if shuffled:
+        weights = _hashes(checkpoint, rae or own_autoencoder(checkpoint, flow))
+        _write_arrays(out, drawing, plan, weights, overwrite)
     else:
-        names = [f"{class_names[label]}-{k:05d}" for label, k in zip(labels, indices, strict=True)]
-        save_folder(out, images, names)
+        _write_pictures(out, drawing, plan, columns=per_class or 1)
+    seconds = time.perf_counter() - began
+    names = tuple(flow.class_names[label] for label in dict.fromkeys(plan.labels))
+    return SampleResult(
+        str(out), len(plan.labels), names, labels, shuffled, rounding, steps, seconds
+    )
+
+
+def _check_counts(out: Path, per_class: int | None, num: int | None, labels: str) -> int | None:
+    """How many of each class; None where `num` says how many in all."""
+    if num is None:
+        if labels != BALANCED:
+            raise ConfigError(f"--labels {labels}: say with --num how many pictures in all")
+        return PER_CLASS if per_class is None else per_class
+    if per_class is not None:
+        raise ConfigError("--num and --per-class: give one of them")
+    if out.suffix != ".npz":
+        raise ConfigError(
+            f"--num {num}: is for arrays, and --out is {out}; give a .npz, or --per-class for a "
+            "grid or a folder"
+        )
+    return None
+
+
+def _hashes(checkpoint: str, rae: str) -> dict[str, str]:
+    """SHA-256 of the weights that pictures depend on."""
+    return {"checkpoint": model_file(checkpoint).sha256, "autoencoder": model_file(rae).sha256}
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """How pictures are made; which ones, a plan says.
+
+    Attributes:
+        make: draws latents.
+        rae: decodes them.
+        seed: of the noise.
+        batch_size: pictures in memory.
+        rounding: of decoded values.
+        reporter: hears how far it is.
+    """
+
+    make: LatentGenerator
+    rae: RAE
+    seed: int
+    batch_size: int
+    rounding: str
+    reporter: Reporter
+
+    def batches(self, plan: LabelPlan, done: int = 0) -> Iterator[Tensor]:
+        """Yield pictures [b, 3, H, W] uint8 of a plan, without its first `done`."""
+        labels, indices = plan.labels[done:], plan.indices[done:]
+        self.reporter.start("sampling", len(plan.labels), done)
+        yield from generate_pictures(
+            self.make, self.rae, labels, indices, self.seed, self.batch_size,
+            lambda made: self.reporter.advance(done + made, {}), self.rounding,
+        )  # fmt: skip
+        self.reporter.finish()
+
+
+def _write_arrays(
+    out: Path, drawing: _Drawing, plan: LabelPlan, weights: dict[str, str], overwrite: bool
+) -> None:
+    settings = {
+        **weights,
+        "pictures": str(len(plan.labels)),
+        "labels": plan.digest(),
+        "seed": str(drawing.seed),
+        "steps": str(drawing.make.steps),
+        "rounding": drawing.rounding,
+    }
+    mixed = plan.shuffled(drawing.seed)
+    size, reporter = drawing.rae.image_size, drawing.reporter
+    with open_arrays(out, mixed.labels, size, settings, overwrite, reporter) as arrays:
+        for pictures in drawing.batches(mixed, arrays.done):
+            arrays.append(pictures)
+        arrays.finish()
+
+
+def _write_pictures(out: Path, drawing: _Drawing, plan: LabelPlan, columns: int) -> None:
+    images = torch.cat(list(drawing.batches(plan)))
+    if out.suffix == ".png":
+        save_grid(out, images, columns)
+        return
+    numbered = zip(plan.labels, plan.indices, strict=True)
+    class_names = drawing.make.flow.class_names
+    save_folder(out, images, [f"{class_names[label]}-{k:05d}" for label, k in numbered])

@@ -188,15 +188,21 @@ def test_sample(engine):
     assert driftrae("sample", "runs/x").exit_code == 0
     line = "sample t --classes star,3 --per-class 2 --seed 5 --steps 9 --rae r --out o.npz"
     assert driftrae(*line.split(), "--overwrite", "--device", "cuda").exit_code == 0
+    line = "sample t --num 50000 --labels random --rounding floor --out o.npz"
+    assert driftrae(*line.split()).exit_code == 0
     default = {
-        "classes": "all", "per_class": 8, "seed": 0, "out": Path("samples.png"), "steps": None,
-        "rae": None, "overwrite": False, "device": "auto",
+        "classes": "all", "per_class": None, "num": None, "labels": "balanced", "seed": 0,
+        "out": Path("samples.png"), "steps": None, "rounding": "round", "rae": None,
+        "overwrite": False, "device": "auto",
     }  # fmt: skip
-    given = {
+    given = default | {
         "classes": "star,3", "per_class": 2, "seed": 5, "out": Path("o.npz"), "steps": 9,
         "rae": "r", "overwrite": True, "device": "cuda",
     }  # fmt: skip
-    assert calls == [(("runs/x",), default), (("t",), given)]
+    in_all = default | {
+        "num": 50000, "labels": "random", "rounding": "floor", "out": Path("o.npz"),
+    }  # fmt: skip
+    assert calls == [(("runs/x",), default), (("t",), given), (("t",), in_all)]
 
 
 def test_eval_fid(engine):
@@ -358,7 +364,12 @@ def test_interruption(engine, arguments, module, function, message):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["sample", "x", "--per-class", "0"], ["eval-fid", "x", "--steps", "0"], ["eval-fid"]],
+    [
+        ["sample", "x", "--per-class", "0"],
+        ["sample", "x", "--num", "0"],
+        ["eval-fid", "x", "--steps", "0"],
+        ["eval-fid"],
+    ],
 )
 def test_impossible_numbers_are_usage_errors(arguments):
     assert driftrae(*arguments).exit_code == 2

@@ -7,38 +7,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sampling import NAMES, draw, read_arrays, write_student
 
 from driftrae_cli.engine.load import FlowCheckpoint, flow_metadata, load_flow, portable_reference
-from driftrae_cli.engine.report import NullReporter
 from driftrae_cli.engine.runtime import generator, sample_noise
-from driftrae_cli.engine.sample import LatentGenerator, check_steps, choose_classes, sample
+from driftrae_cli.engine.sample import LatentGenerator, check_steps, finite_pictures
 from driftrae_cli.errors import ConfigError, HubError, NumericsError, OutputError, WeightsError
 from driftrae_cli.hub import BUILT_IN
 from driftrae_cli.models.decoder import DecoderConfig
-from driftrae_cli.models.ditdh import DiTDH, DiTDHConfig
 from driftrae_cli.models.encoder import EncoderConfig
 from driftrae_cli.models.rae import RAE, RAEConfig
 from driftrae_cli.models.weights import save_model, write_tensors
 
-NAMES = ("disc", "square", "triangle")
-
 
 @pytest.fixture
 def student(tmp_path: Path) -> str:
-    """An untrained student for the built-in autoencoder's latents."""
-    torch.manual_seed(0)
-    config = DiTDHConfig(4, 64, (16, 16), (1, 1), (2, 2), len(NAMES))
-    model = DiTDH(config)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.05)
-    path = tmp_path / "student.safetensors"
-    save_model(path, model, "ditdh", config, flow_metadata("student", "shapes-rae", 1.0, NAMES))
-    return str(path)
-
-
-def _draw(checkpoint: str, out: Path, **options: object) -> None:
-    settings = {"classes": "all", "per_class": 2, "seed": 0, **options}
-    sample(checkpoint, out=out, reporter=NullReporter(), device="cpu", **settings)  # type: ignore[arg-type]
+    return write_student(tmp_path / "student.safetensors")
 
 
 def test_noise_depends_on_seed_index_and_class_alone() -> None:
@@ -69,18 +53,46 @@ def test_one_step_is_noise_minus_velocity(student: str) -> None:
     torch.testing.assert_close(make([2], [4], 0), expected)
 
 
-def test_npz_has_the_adm_layout(student: str, tmp_path: Path) -> None:
-    out = tmp_path / "x.npz"
-    _draw(student, out)
-    with np.load(out) as arrays:
-        assert arrays["arr_0"].shape == (6, 32, 32, 3)
-        assert arrays["arr_0"].dtype == np.uint8
-        assert arrays["arr_1"].tolist() == [0, 0, 1, 1, 2, 2]
+@pytest.mark.parametrize(
+    ("out", "options", "text"),
+    [
+        ("x.npz", {"num": 3, "per_class": 2}, "--num and --per-class: give one of them"),
+        ("x.png", {"num": 3}, "--num 3: is for arrays, and --out is .*x.png; give a .npz"),
+        ("x", {"num": 3}, "--num 3: is for arrays"),
+        ("x.npz", {"labels": "random"}, "--labels random: say with --num"),
+        ("x.npz", {"num": 3, "labels": "f", "classes": "0"}, "--classes 0: the file --labels f"),
+        ("x.npz", {"rounding": "ceil"}, "--rounding ceil: give round or floor"),
+    ],
+)
+def test_options_that_contradict_each_other(
+    student: str, tmp_path: Path, out: str, options: dict[str, object], text: str
+) -> None:
+    with pytest.raises(ConfigError, match=text):
+        draw(student, tmp_path / out, **options)
+    assert list(tmp_path.iterdir()) == [Path(student)]
+
+
+def test_rounding() -> None:
+    values = torch.tensor([-1.0, 0.4 / 255, 0.6 / 255, 10.4 / 255, 10.6 / 255, 254.9 / 255, 1, 2])
+    images = values.view(1, 1, 2, 4).expand(1, 3, 2, 4)
+    for rounding, expected in (
+        ("round", [0, 0, 1, 10, 11, 255, 255, 255]),
+        ("floor", [0, 0, 0, 10, 10, 254, 255, 255]),
+    ):
+        assert finite_pictures(images, "x", rounding)[0, 1].flatten().tolist() == expected
+
+
+def test_rounding_reaches_the_file(student: str, tmp_path: Path) -> None:
+    assert draw(student, tmp_path / "r.npz").rounding == "round"
+    assert draw(student, tmp_path / "f.npz", rounding="floor").rounding == "floor"
+    (nearest, _), (below, _) = read_arrays(tmp_path / "r.npz"), read_arrays(tmp_path / "f.npz")
+    step = nearest.astype(int) - below
+    assert set(np.unique(step)) == {0, 1} and 0.2 < step.mean() < 0.8
 
 
 def test_grid_and_folder_hold_the_same_pictures(student: str, tmp_path: Path) -> None:
-    _draw(student, tmp_path / "grid.png")
-    _draw(student, tmp_path / "folder")
+    draw(student, tmp_path / "grid.png")
+    draw(student, tmp_path / "folder")
     grid = np.array(Image.open(tmp_path / "grid.png"))[::3, ::3]
     assert grid.shape == (3 * 32, 2 * 32, 3)
     single = np.array(Image.open(tmp_path / "folder" / "square-00001.png"))
@@ -91,20 +103,10 @@ def test_existing_output_is_kept_unless_told(student: str, tmp_path: Path) -> No
     out = tmp_path / "grid.png"
     out.write_text("mine")
     with pytest.raises(OutputError, match=r"exists already.*--overwrite"):
-        _draw(student, out)
+        draw(student, out)
     assert out.read_text() == "mine"
-    _draw(student, out, overwrite=True)
+    draw(student, out, overwrite=True)
     assert Image.open(out).size == (192, 288)
-
-
-def test_classes_by_name_and_number() -> None:
-    assert choose_classes("all", NAMES) == [0, 1, 2]
-    assert choose_classes("triangle, 0", NAMES) == [2, 0]
-    with pytest.raises(ConfigError, match="disc is asked for twice"):
-        choose_classes("disc,1,0", NAMES)
-    for wrong in ("circle", "3", "-1", "", "²"):
-        with pytest.raises(ConfigError, match="numbers go from 0 to 2, names are: disc, square"):
-            choose_classes(wrong, NAMES)
 
 
 def test_a_student_has_one_step(student: str) -> None:
@@ -184,8 +186,10 @@ def test_pictures_that_are_not_finite_are_no_pictures(student: str, tmp_path: Pa
     header = flow_metadata("student", "shapes-rae", 1.0, NAMES)
     save_model(Path(student), flow.model, "ditdh", flow.model.config, header)
     with pytest.raises(NumericsError, match="the student with its autoencoder makes pictures"):
-        _draw(student, tmp_path / "x.png")
-    assert not (tmp_path / "x.png").exists()
+        draw(student, tmp_path / "x.png")
+    with pytest.raises(NumericsError):
+        draw(student, tmp_path / "x.npz")
+    assert list(tmp_path.iterdir()) == [Path(student)]
 
 
 def test_an_autoencoder_of_another_shape_is_refused(student: str, tmp_path: Path) -> None:
@@ -198,23 +202,16 @@ def test_an_autoencoder_of_another_shape_is_refused(student: str, tmp_path: Path
     other = tmp_path / "rae.safetensors"
     save_model(other, RAE(config), "rae", config)
     with pytest.raises(ConfigError, match=r"makes latents of shape 64x4x4, the .* has 16x2x2"):
-        _draw(student, tmp_path / "x.png", rae=str(other))
-
-
-def _naming(student: str, rae: str) -> None:
-    """Write the file `student` again so that it names another autoencoder."""
-    model = load_flow(student, torch.device("cpu")).model
-    header = flow_metadata("student", rae, 1.0, NAMES)
-    save_model(Path(student), model, "ditdh", model.config, header)
+        draw(student, tmp_path / "x.png", rae=str(other))
 
 
 def test_a_lost_autoencoder_says_who_wants_it(student: str, tmp_path: Path) -> None:
-    _naming(student, "lost.safetensors")
+    write_student(Path(student), "lost.safetensors")
     with pytest.raises(WeightsError, match=f"{student} names it .* with --rae"):
-        _draw(student, tmp_path / "x.png")
-    _naming(student, "hf://lost")
+        draw(student, tmp_path / "x.png")
+    write_student(Path(student), "hf://lost")
     with pytest.raises(HubError, match=f"{student} names it .* with --rae"):
-        _draw(student, tmp_path / "x.png")
+        draw(student, tmp_path / "x.png")
 
 
 def test_references_move_with_their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,13 +235,13 @@ def test_an_autoencoder_is_found_beside_its_checkpoint(
     moved = Path(student).rename(tmp_path / "a" / "student.safetensors")
     (tmp_path / "a" / "rae.safetensors").write_bytes(BUILT_IN["shapes-rae"].read_bytes())
     monkeypatch.chdir(tmp_path)
-    _naming(str(moved), portable_reference("a/rae.safetensors", Path("a")))
+    write_student(moved, portable_reference("a/rae.safetensors", Path("a")))
     assert Path(_from(tmp_path, str(moved), monkeypatch).rae).samefile("a/rae.safetensors")
     assert Path(_from(tmp_path / "a", moved.name, monkeypatch).rae).samefile("rae.safetensors")
     elsewhere = (tmp_path / "a").rename(tmp_path / "b" / "c")
-    _draw(str(elsewhere / moved.name), tmp_path / "x.png")
+    draw(str(elsewhere / moved.name), tmp_path / "x.png")
     absolute = str(elsewhere / "rae.safetensors")
-    _naming(str(elsewhere / moved.name), absolute)
+    write_student(elsewhere / moved.name, absolute)
     assert _from(tmp_path, f"b/c/{moved.name}", monkeypatch).rae == absolute
 
 
@@ -264,7 +261,7 @@ def test_a_file_called_like_a_built_in_model_stays_a_file(
     student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    _naming(student, portable_reference("./shapes-rae", Path(".")))
+    write_student(Path(student), portable_reference("./shapes-rae", Path(".")))
     for reference in (student, Path(student).name):
         rae = load_flow(reference, torch.device("cpu")).rae
         assert rae not in BUILT_IN and Path(rae).resolve() == tmp_path / "shapes-rae"
