@@ -10,15 +10,19 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
 from toy_training import SETTINGS, Regression, toy_model
 
 from driftrae_cli.data.sampler import ClassIndex
 from driftrae_cli.drift.field import FieldSettings
 from driftrae_cli.drift.objective import DriftObjective
-from driftrae_cli.engine import checkpoint_files
+from driftrae_cli.engine import checkpoint_files, evaluate_pictures
 from driftrae_cli.engine.checkpoint import load_latest
 from driftrae_cli.engine.distill_step import DriftDistillation
 from driftrae_cli.engine.evaluate import Judge, load_scorer, score_generator
+from driftrae_cli.engine.evaluate_pictures import Protocol
+from driftrae_cli.engine.extractors import Extracted, Extractor
 from driftrae_cli.engine.load import load_flow, load_rae
 from driftrae_cli.engine.parallel import shard, whole
 from driftrae_cli.engine.report import NullReporter
@@ -231,3 +235,25 @@ def scoring_fails(world: World, parallel: str) -> None:
     judge = Judge(net, GaussianStats.empty(net.config.widths[-1]), world.device)
     make = LatentGenerator(flow, rae.latent_shape, 1, world.device)
     score_generator(judge, "student", make, rae, 50, 0, NullReporter(), world)
+
+
+def plain_extracted(images: Tensor) -> Extracted:
+    """Mean colours of four quarters, in [0, 1]: 12 features; spatial ones and logits from them."""
+    means = F.adaptive_avg_pool2d(images.double() / 255, 2).flatten(1)
+    return Extracted(means, means[:, :3] ** 2, 5 * means[:, :6])
+
+
+def plain_extractor() -> Extractor:
+    return Extractor("plain", "FD-plain", 12, "plain", plain_extracted)
+
+
+def evaluate_in_process(
+    world: World, target: str, protocol: Protocol, results: str
+) -> dict[str, float]:
+    """Numbers of one checkpoint, scored by all processes together."""
+    evaluate_pictures.open_extractor = lambda *_: plain_extractor()  # type: ignore[assignment]
+    found = evaluate_pictures.evaluate_pictures(
+        [target], protocol, rae=None, results=Path(results), force=False,
+        reporter=NullReporter(), world=world,
+    )  # fmt: skip
+    return {metric.name: metric.value for metric in found.scores[0].metrics}

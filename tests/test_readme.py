@@ -41,11 +41,14 @@ def test_there_are_commands_to_check() -> None:
 
 @dataclass(frozen=True)
 class Nothing:
-    """An analysis of no spaces, which is also a context that does nothing."""
+    """An analysis or evaluation of nothing, which is also a context that does nothing."""
 
     spaces: tuple[()] = ()
     theorem: tuple[()] = ()
     report: None = None
+    scores: tuple[()] = ()
+    reference: str = ""
+    results: str = ""
 
     def __enter__(self) -> None:
         pass
@@ -71,6 +74,7 @@ class _Recorder:
 ENGINE = (
     "distill", "sample", "evaluate", "pretrain", "encode", "statistics", "obtain", "publish",
     "convert", "load", "profile", "analyze",
+    "evaluate_pictures", "extractors", "reference_pictures",
 )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from driftrae_cli.cli.inspect import inspect as inspect_file
 from driftrae_cli.cli.plot import plot
 from driftrae_cli.cli.pretrain import pretrain
 from driftrae_cli.cli.push import push
+from driftrae_cli.cli.ref_stats import ref_stats
 from driftrae_cli.cli.sample import sample
 from driftrae_cli.cli.stats import stats
 from driftrae_cli.cli.status import status
@@ -167,6 +168,6 @@ def _translated(command: Callable[..., None]) -> Callable[..., None]:
 
 for _command in (
     *(distill, status, plot, sample, eval_fid, analyze_latent, pretrain),
-    *(fetch, convert, inspect_file, encode, stats, push),
+    *(fetch, convert, inspect_file, encode, stats, ref_stats, push),
 ):
     app.command()(_translated(_command))

@@ -65,6 +65,10 @@ RAERef = Annotated[
     str | None,
     typer.Option("--rae", metavar="REF", help="Autoencoder.  [default: the checkpoint's own]"),
 ]
+InceptionWeights = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Weights of Inception.  [default: downloaded]"),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 

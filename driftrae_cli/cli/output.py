@@ -107,6 +107,25 @@ def print_analysis(analysis: Any, lines: Any) -> None:
         out.print(Text(f"report  {analysis.report}/report.html"))
 
 
+def print_scores(result: Any, *, as_json: bool) -> None:
+    """Scores of pictures: a row per set, a column per metric."""
+    if as_json:
+        print_json(result)
+        return
+    out = console()
+    names = list(dict.fromkeys(metric.name for row in result.scores for metric in row.metrics))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for head in ("pictures of", "pictures", *names, ""):
+        table.add_column(Text(head), justify="right" if head not in ("pictures of", "") else "left")
+    for row in result.scores:
+        values = {metric.name: _cell(metric.value) for metric in row.metrics}
+        cells = (row.name, str(row.pictures), *(values.get(name, "-") for name in names))
+        table.add_row(*map(Text, cells), Text("as before" if row.known else ""))
+    out.print(Text(f"reference  {result.reference}"))
+    out.print(Text(f"results    {result.results}"))
+    out.print(table)
+
+
 def _comparison_table(analysis: Any, lines: Any) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     heads = ["statistic", *(space.space for space in analysis.spaces)]

@@ -1,31 +1,22 @@
 """What a weights file or array file is, for people who have one."""
 
 import dataclasses
-import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from torch import Tensor
 
-from driftrae_cli.errors import DataError, WeightsError
+from driftrae_cli.errors import WeightsError
+from driftrae_cli.fidelity.array_files import array_headers
+from driftrae_cli.fidelity.references import KIND as REFERENCE
 from driftrae_cli.hub import LocalFile
 from driftrae_cli.models.containers import Container, read_container
 from driftrae_cli.models.published import interpret
 from driftrae_cli.models.weights import FORMAT
 
 _ARRAYS = ".npz"
-_DAMAGED = (
-    *(zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, KeyError),
-    RuntimeError,  # encrypted, or compressed in a way that is not known
-)
-_NO_MODELS = ("training", "latents")  # further kinds of our files
-_HEADERS = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
+_NO_MODELS = ("training", "latents", REFERENCE)  # further kinds of our files
 
 
 @dataclass(frozen=True)
@@ -197,17 +188,10 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 def _arrays(path: Path) -> Description:
     """An `.npz` file, from the headers of its arrays: samples may be many gigabytes."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            rows = tuple(_array_row(archive, name) for name in archive.namelist())
-    except _DAMAGED as error:
-        raise DataError(f"{path}: damaged or no array file ({error}); copy it again") from error
-    objects = [row.name for row in rows if "object" in row.dtype]
-    if objects:
-        raise DataError(
-            f"{path}: {', '.join(objects)} holds Python objects, which can run code when "
-            "opened; save plain numbers instead"
-        )
+    rows = tuple(
+        TensorRow(header.name, _shape(header.shape), str(header.dtype))
+        for header in array_headers(path)
+    )
     return Description(
         path=str(path),
         kind="arrays",
@@ -221,13 +205,4 @@ def _arrays(path: Path) -> Description:
         architecture=(),
         metadata=(),
         listed=rows,
-    )
-
-
-def _array_row(archive: zipfile.ZipFile, name: str) -> TensorRow:
-    with archive.open(name) as file:
-        version = np.lib.format.read_magic(file)
-        shape, _, dtype = _HEADERS[version](file)
-    return TensorRow(
-        name.removesuffix(".npy"), _shape(shape), "object" if dtype.hasobject else str(dtype)
     )

@@ -14,7 +14,7 @@ from driftrae_cli.errors import ConfigError, HubError, OutputError, WeightsError
 
 COMMANDS = [
     "distill", "sample", "eval-fid", "analyze-latent", "pretrain",
-    "fetch", "convert", "inspect", "encode", "stats", "push",
+    "fetch", "convert", "inspect", "encode", "stats", "ref-stats", "push",
 ]  # fmt: skip
 SLOW = ("torch", "timm", "numpy", "torch_fidelity", "huggingface_hub")
 

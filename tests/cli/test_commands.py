@@ -1,6 +1,7 @@
 """Commands hand the engine what the user typed, and show what it returns."""
 
 import json
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,9 @@ from driftrae_cli.cli.app import app
 from driftrae_cli.cli.output import print_result
 from driftrae_cli.config.load import load
 from driftrae_cli.config.schema import DataConfig, DistillConfig, PretrainConfig
-from driftrae_cli.engine import analyze
+from driftrae_cli.engine import analyze, evaluate_pictures
 from driftrae_cli.engine.analysis import Analysis
+from driftrae_cli.engine.evaluate_pictures import Metric, PictureEvaluation, PictureScores
 from driftrae_cli.engine.runtime import pick_device
 from driftrae_cli.engine.world import alone
 from driftrae_cli.errors import ConfigError, NumericsError
@@ -220,6 +222,47 @@ def test_eval_fid(engine):
         "scorer": "s", "max_bad": 0, "device": "cpu",
     }  # fmt: skip
     assert calls == [((["a"],), default), ((["a", "b"],), given)]
+
+
+def test_eval_fid_by_published_metrics(monkeypatch):
+    calls = []
+
+    def record(targets, protocol, **named):
+        calls.append((targets, protocol, named["rae"], named["results"], named["force"]))
+        rows = (PictureScores("a", 9, (Metric("FID-9", 1.25), Metric("IS", 2.0)), known=True),)
+        return PictureEvaluation(rows, protocol.reference, str(named["results"]))
+
+    monkeypatch.setattr(evaluate_pictures, "evaluate_pictures", record)
+    shown = driftrae("eval-fid", "a", "--ref", "r")
+    assert shown.exit_code == 0
+    assert re.search(r"a +9 +1\.25 +2 +as before", shown.stdout)
+    line = (
+        "eval-fid a b --ref r --features dinov2 --features inception --num 30 --labels random "
+        "--steps 1 --steps 5 --seed 3 --rounding floor --precision-recall --resolution 64 "
+        "--inception-weights w --max-bad 4 --rae e --results f --force --json"
+    )
+    found = json.loads(driftrae(*line.split()).stdout)
+    assert found["scores"][0]["metrics"][0] == {"name": "FID-9", "value": 1.25}
+    default = evaluate_pictures.Protocol(
+        reference="r", features=("inception",), num=50_000, labels="balanced", steps=None,
+        seed=0, rounding="round", precision_recall=False, resolution=256,
+        inception_weights=None, max_bad=10,
+    )  # fmt: skip
+    given = evaluate_pictures.Protocol(
+        reference="r", features=("dinov2", "inception"), num=30, labels="random", steps=(1, 5),
+        seed=3, rounding="floor", precision_recall=True, resolution=64,
+        inception_weights=Path("w"), max_bad=4,
+    )  # fmt: skip
+    assert calls == [
+        (["a"], default, None, Path("results.jsonl"), False),
+        (["a", "b"], given, "e", Path("f"), True),
+    ]
+
+
+def test_published_metrics_need_a_reference():
+    result = driftrae("eval-fid", "a", "--features", "dinov2")
+    assert result.exit_code != 0
+    assert "--features, --precision-recall: say what to compare with, --ref" in result.stderr
 
 
 @pytest.fixture

@@ -1,0 +1,208 @@
+"""Published metrics: protocol, references, results, and as many processes as one likes."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from process_tasks import evaluate_in_process, plain_extracted, plain_extractor
+from processes import run
+from sampling import Heard, draw, write_student
+
+from driftrae_cli.data.shapes import render
+from driftrae_cli.engine import evaluate_pictures as module
+from driftrae_cli.engine.build import DataConfig
+from driftrae_cli.engine.evaluate_pictures import (
+    PictureEvaluation,
+    Protocol,
+    evaluate_pictures,
+)
+from driftrae_cli.engine.extractors import open_extractor
+from driftrae_cli.engine.reference_pictures import make_reference
+from driftrae_cli.engine.report import NullReporter
+from driftrae_cli.engine.world import alone
+from driftrae_cli.errors import ConfigError, DataError, OutputError
+from driftrae_cli.fidelity.frechet import GaussianStats, frechet_distance
+from driftrae_cli.fidelity.inception_score import inception_score
+from driftrae_cli.fidelity.precision_recall import precision_recall
+from driftrae_cli.fidelity.references import read_reference
+
+CPU = torch.device("cpu")
+DEFAULTS = Protocol(
+    reference="shapes", features=("plain",), num=30, labels="balanced", steps=None, seed=0,
+    rounding="round", precision_recall=False, resolution=32, inception_weights=None, max_bad=0,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _plain(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Means of patches instead of networks."""
+    monkeypatch.setattr(module, "open_extractor", lambda *_: plain_extractor())
+    monkeypatch.setenv("DRIFTRAE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def student(tmp_path: Path) -> str:
+    return write_student(tmp_path / "student.safetensors")
+
+
+def score(*targets: str, results: Path, **settings: Any) -> PictureEvaluation:
+    options = {"rae": None, "force": False, "reporter": NullReporter(), "world": alone(CPU)}
+    options |= {name: settings.pop(name) for name in list(settings) if name in options}
+    protocol = dataclasses.replace(DEFAULTS, **settings)
+    return evaluate_pictures(list(targets), protocol, results=results, **options)
+
+
+def reference(folder: Path, keep: bool = True, **data: Any) -> Path:
+    out = folder / "ref.safetensors"
+    config = DataConfig(**{"source": "shapes", "per_class": 6, **data})
+    make_reference(
+        config, 32, plain_extractor(), out, keep=keep, overwrite=False, reporter=NullReporter(),
+        world=alone(CPU),
+    )  # fmt: skip
+    return out
+
+
+def write_pictures(folder: Path, images: torch.Tensor) -> str:
+    folder.mkdir(parents=True)
+    for k, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{k:03d}.png")
+    return str(folder)
+
+
+def test_a_folder_is_scored_as_the_formulas_say(tmp_path: Path) -> None:
+    images = render(range(250), seed=3)[0]
+    ref = reference(tmp_path)
+    folder = write_pictures(tmp_path / "p", images)
+    [found] = score(
+        folder, results=tmp_path / "r.jsonl", reference=str(ref), precision_recall=True
+    ).scores
+    real = plain_extracted(render(range(60), seed=0)[0])
+    mine = plain_extracted(images)
+    both = precision_recall(mine.features, real.features)
+    assert mine.spatial is not None and real.spatial is not None and mine.logits is not None
+    expected = {
+        "FD-plain-250": frechet_distance(
+            GaussianStats.of(mine.features), GaussianStats.of(real.features)
+        ),
+        "sFD-plain-250": frechet_distance(
+            GaussianStats.of(mine.spatial), GaussianStats.of(real.spatial)
+        ),
+        "IS": inception_score(mine.logits).mean,
+        "precision (plain)": both.precision,
+        "recall (plain)": both.recall,
+    }
+    assert {m.name: m.value for m in found.metrics} == pytest.approx(expected, rel=1e-9)
+    assert found.pictures == 250 and not found.known
+
+
+def test_generated_pictures_and_those_written_by_sample_score_alike(
+    tmp_path: Path, student: str
+) -> None:
+    ref, results = str(reference(tmp_path)), tmp_path / "r.jsonl"
+    draw(student, tmp_path / "s.npz", num=30)
+    streamed, written = score(
+        student, str(tmp_path / "s.npz"), results=results, reference=ref
+    ).scores
+    values = [[m.value for m in one.metrics] for one in (streamed, written)]
+    assert values[0] == pytest.approx(values[1], rel=1e-9)
+
+
+def test_processes_share_the_pictures_and_agree(tmp_path: Path, student: str) -> None:
+    ref = str(reference(tmp_path))
+    protocol = dataclasses.replace(
+        DEFAULTS, reference=ref, num=450, labels="random", precision_recall=True
+    )
+    results = {
+        size: run(size, evaluate_in_process, student, protocol, str(tmp_path / f"{size}.jsonl"))
+        for size in (1, 2, 4)
+    }
+    [one] = results[1]
+    for size in (2, 4):
+        for other in results[size]:
+            assert other.keys() == one.keys()
+            assert list(other.values()) == pytest.approx(list(one.values()), rel=1e-9)
+        assert len((tmp_path / f"{size}.jsonl").read_text().splitlines()) == 1
+
+
+def test_an_identical_request_is_answered_from_the_results(
+    tmp_path: Path, student: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref, results = str(reference(tmp_path)), tmp_path / "r.jsonl"
+    [first] = score(student, results=results, reference=ref).scores
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "go_through", None)
+        [again] = score(student, results=results, reference=ref).scores
+        assert again == dataclasses.replace(first, known=True)
+        for changed in ({"seed": 1}, {"rounding": "floor"}, {"num": 33}, {"force": True}):
+            with pytest.raises(TypeError):
+                score(student, results=results, reference=ref, **changed)
+    score(student, results=results, reference=ref, force=True)
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    assert [line["key"] for line in lines] == [lines[0]["key"]] * 2
+    request = lines[0]["request"]
+    assert request["references"] == {"plain": read_reference(Path(ref)).sha256}
+    assert request["pictures"]["rounding"] == "round"
+    assert {"torch", "driftrae", "timm"} <= lines[0]["about"]["versions"].keys()
+
+
+def test_real_pictures_are_measured_once(
+    tmp_path: Path, student: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_pictures(tmp_path / "real", render(range(40), seed=0)[0])
+    heard: list[str] = []
+    monkeypatch.setattr(NullReporter, "start", lambda _, phase, *__: heard.append(phase))
+    for name in ("a", "b"):
+        score(student, results=tmp_path / name, reference=folder)
+    assert heard.count(f"scoring {folder}") == 1
+
+
+def test_a_reference_that_was_made_otherwise_is_refused(tmp_path: Path, student: str) -> None:
+    ref = str(reference(tmp_path))
+    large = write_pictures(tmp_path / "p", torch.zeros(3, 3, 64, 64, dtype=torch.uint8))
+    with pytest.raises(ConfigError, match="resolution 32 there, 64 here"):
+        score(large, results=tmp_path / "r", reference=ref, resolution=64)
+    np.savez(tmp_path / "adm.npz", mu=np.zeros(4), sigma=np.eye(4))
+    with pytest.raises(ConfigError, match=r"in \.npz files are those of Inception, not of plain"):
+        score(student, results=tmp_path / "r", reference=str(tmp_path / "adm.npz"))
+
+
+def test_precision_and_recall_need_single_pictures(tmp_path: Path, student: str) -> None:
+    ref = str(reference(tmp_path, keep=False))
+    with pytest.raises(ConfigError, match=r"statistics only; give .* --keep-features"):
+        score(student, results=tmp_path / "r", reference=ref, precision_recall=True)
+
+
+def test_few_pictures_are_told_of(tmp_path: Path, student: str) -> None:
+    ref, heard = str(reference(tmp_path)), Heard()
+    score(student, results=tmp_path / "r", reference=ref, num=12, reporter=heard)
+    assert any("12 pictures for 12 features have a singular covariance" in t for t in heard.texts)
+
+
+@pytest.mark.parametrize(
+    ("count", "title"),
+    [(50_000, "FID"), (60_001, "FID"), (49_999, "FID-49999"), (10_000, "FID-10k"), (60, "FID-60")],
+)
+def test_it_is_called_fid_with_enough_pictures_only(count: int, title: str) -> None:
+    assert dataclasses.replace(plain_extractor(), distance="FID").title(count) == title
+
+
+def test_what_is_wrong_shows_before_anything_is_scored(tmp_path: Path, student: str) -> None:
+    ref = str(reference(tmp_path))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty"):
+        score(student, str(tmp_path / "empty"), results=tmp_path / "r", reference=ref)
+    with pytest.raises(ConfigError, match="--rounding up: give round or floor"):
+        score(student, results=tmp_path / "r", reference=ref, rounding="up")
+    assert not (tmp_path / "r").exists()
+    with pytest.raises(OutputError, match="exists already"):
+        reference(tmp_path)
+
+
+def test_an_unknown_extractor_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--features vgg: give inception, dinov2 or timm:MODEL"):
+        open_extractor("vgg", CPU, None)
