@@ -15,7 +15,7 @@ def analyze_latent(
         list[str] | None,
         typer.Argument(
             metavar="SPACE...",
-            help="Autoencoders (a file, known name or hf:// reference) or latent caches.  "
+            help="Autoencoders (a file, known name or hf:// reference), sd-vae, or latent caches.  "
             "[default: shapes-rae]",
             show_default=False,
         ),
@@ -29,7 +29,7 @@ def analyze_latent(
         int, typer.Option(min=2, help="Most latents of a class that are compared in pairs.")
     ] = 1000,
     tokens: Annotated[
-        str, typer.Option(metavar="all|N", help="Tokens to measure, evenly spread.")
+        str, typer.Option(metavar="all|N|LIST", help="How many tokens, evenly spread, or which.")
     ] = "all",
     aggregate: Annotated[
         str,
@@ -40,7 +40,8 @@ def analyze_latent(
     teacher: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="REF|auto|none", help="Flow teacher of each space in turn.  [default: auto]"
+            metavar="REF|auto|none",
+            help="Flow teacher of each space in turn; sd-vae has dit-xl-256.  [default: auto]",
         ),
     ] = None,
     trajectories: Annotated[int, typer.Option(min=2, help="Teacher trajectories.")] = 32,

@@ -95,10 +95,12 @@ def print_analysis(analysis: Any, lines: Any) -> None:
     for space in analysis.spaces:
         out.print()
         out.print(Text(f"{space.space}: {space.verdict.word}", style="bold"))
+        out.print(Text(f"  {_scope_text(space.scope)}"))
         for reason in space.verdict.reasons:
             out.print(Text(f"  {reason}"))
         for warning in space.warnings:
             out.print(Text(f"  note: {warning}"))
+        out.print(_table(space.verdict.rows))
     if analysis.theorem:
         out.print()
         out.print(_table(analysis.theorem))
@@ -124,6 +126,15 @@ def print_scores(result: Any, *, as_json: bool) -> None:
     out.print(Text(f"reference  {result.reference}"))
     out.print(Text(f"results    {result.results}"))
     out.print(table)
+
+
+def _scope_text(scope: Any) -> str:
+    """What was measured, in one line."""
+    rows, columns = scope.grid
+    return (
+        f"{len(scope.classes)} classes of {scope.data}, {scope.samples} latents each, "
+        f"{len(scope.tokens)} of {rows * columns} tokens, {scope.channels} channels"
+    )
 
 
 def _comparison_table(analysis: Any, lines: Any) -> Table:

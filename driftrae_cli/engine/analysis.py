@@ -5,6 +5,8 @@ Legend: C tokens, D channels of a token, T temperatures.
 
 from dataclasses import dataclass
 
+from driftrae_cli.drift.theorem import TheoremPoint
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -61,7 +63,9 @@ class Scope:
         grid: rows and columns of all tokens.
         channels: D.
         seed: of everything random.
+        aggregate: `paper` or `global`, see `AnalysisSettings`.
         source_hash: of the encoder and its preprocessing, or of the cache.
+        pictures_hash: of names, sizes and classes of the pictures, or of the cache.
     """
 
     data: str
@@ -72,7 +76,9 @@ class Scope:
     grid: tuple[int, int]
     channels: int
     seed: int
+    aggregate: str
     source_hash: str
+    pictures_hash: str
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,8 @@ class DispersionResult:
         nn_token, nn_latent: to the nearest other sample of the class (NN-d).
         mmd_token, mmd_latent: squared spherical MMD (S-MMD).
         within_token, within_latent: mean distance of two samples of a class.
-        between_token, between_latent: mean distance of samples of two classes; None with one.
+        between_token, between_latent: mean distance of samples of two classes, from 100 of each
+            and the next one; None with one class.
         nn_histogram: nearest-neighbour distances of all classes and tokens.
     """
 
@@ -171,7 +178,8 @@ class ContextResult:
         overlap: share of a sample's k nearest neighbours that two tokens agree on.
         chance: the overlap of tokens that know nothing of each other.
         agreement: the overlap above chance, `(overlap - chance) / (1 - chance)`.
-        explained: share of a token's variance that another token explains linearly.
+        explained: share of a token's variance that another token explains linearly, mean over
+            four explaining tokens, spread over the picture, and all others.
     """
 
     neighbours: int
@@ -192,7 +200,8 @@ class TrajectoryResult:
         steps: of the Euler solver, evenly spaced before the time shift.
         shift: time shift.
         window: points of the sliding fit.
-        curvature: mean over times and trajectories, `1 / length` ([Chen24]'s projection).
+        curvature: mean over the solver's states and trajectories, `1 / length` ([Chen24]'s
+            projection); a time shift puts more states where there is more noise.
         curvature_band: against t.
         turning: total angle between successive velocities, degrees.
         angle_band: angle between successive velocities, degrees per unit of t.
@@ -254,6 +263,27 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class ClassRow:
+    """One class, of whose rows the estimates are means; attributes as above.
+
+    Attributes:
+        name: of the class.
+        samples: that were measured.
+    """
+
+    name: str
+    samples: int
+    participation_ratio: float | None
+    spectral_entropy: float | None
+    nn_token: float
+    nn_latent: float
+    mmd_token: float
+    mmd_latent: float
+    overlap: float | None
+    explained: float | None
+
+
+@dataclass(frozen=True)
 class SpaceAnalysis:
     """All about one latent space.
 
@@ -266,6 +296,7 @@ class SpaceAnalysis:
         trajectories: None without a teacher.
         verdict: what it means.
         warnings: what limits the numbers.
+        classes: one row each.
     """
 
     space: str
@@ -277,27 +308,7 @@ class SpaceAnalysis:
     trajectories: TrajectoryResult | None
     verdict: Verdict
     warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class TheoremRow:
-    """One dimension of the check of [D-RAE]'s Theorem 1.
-
-    Attributes:
-        dimension: d.
-        temperature: tau, in units of the mean distance as in the field.
-        attraction: `|V+|^2`, mean over queries and draws.
-        attraction_limit: `1 / d`.
-        repulsion: `|V-|`.
-        repulsion_limit: `r / sqrt(3)`.
-    """
-
-    dimension: int
-    temperature: float
-    attraction: float
-    attraction_limit: float
-    repulsion: float
-    repulsion_limit: float
+    classes: tuple[ClassRow, ...]
 
 
 @dataclass(frozen=True)
@@ -308,10 +319,14 @@ class Analysis:
         spaces: one or several, in the order they were given.
         theorem: the check of Theorem 1; empty unless asked for.
         version: of driftrae.
+        torch: its version.
+        device: where it was computed.
         report: the folder with the report; None if none was asked for.
     """
 
     spaces: tuple[SpaceAnalysis, ...]
-    theorem: tuple[TheoremRow, ...]
+    theorem: tuple[TheoremPoint, ...]
     version: str
+    torch: str
+    device: str
     report: str | None = None

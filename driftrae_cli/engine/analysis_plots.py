@@ -14,7 +14,8 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-from driftrae_cli.engine.analysis import Analysis, Band, Histogram, SpaceAnalysis, TheoremRow
+from driftrae_cli.drift.theorem import TheoremPoint
+from driftrae_cli.engine.analysis import Analysis, Band, Histogram, SpaceAnalysis
 from driftrae_cli.engine.drawing import colour_of, new_figure, plain_ticks, save_figure, style_of
 
 ENDINGS = (".png", ".svg")
@@ -292,7 +293,7 @@ def draw_theorem(figure: Any, analysis: Analysis) -> None:
         (panels[0], "attraction", "attraction, |V⁺|²"),
         (panels[1], "repulsion", "repulsion, |V⁻|"),
     ):
-        rows: Sequence[TheoremRow] = ()
+        rows: Sequence[TheoremPoint] = ()
         for number, tau in enumerate(taus):
             rows = [row for row in analysis.theorem if row.temperature == tau]
             _line(axes, [r.dimension for r in rows], [getattr(r, name) for r in rows], number)

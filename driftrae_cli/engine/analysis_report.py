@@ -11,7 +11,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from driftrae_cli.engine.analysis import Analysis, Judgement, Scope, SpaceAnalysis, TheoremRow
+from driftrae_cli.drift.theorem import TheoremPoint
+from driftrae_cli.engine.analysis import Analysis, Judgement, Scope, SpaceAnalysis
 from driftrae_cli.engine.analysis_plots import ENDINGS, PLOTS, Plot, draw_all, names_of
 from driftrae_cli.engine.comparison import Line, comparison, text_of
 from driftrae_cli.engine.verdict import DOUBTFUL, NOT_SUITED, SUITED
@@ -252,7 +253,7 @@ _EXPLAINED: Mapping[str, tuple[str, str]] = {
 }
 
 
-def _theorem(rows: Sequence[TheoremRow]) -> str:
+def _theorem(rows: Sequence[TheoremPoint]) -> str:
     """A row per dimension, beside the limits."""
     taus = list(dict.fromkeys(row.temperature for row in rows))
     heads = (

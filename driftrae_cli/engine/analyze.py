@@ -4,7 +4,7 @@ Legend: C tokens that are measured, D channels, H, W latent rows and columns.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -14,17 +14,17 @@ from torch import Tensor
 
 from driftrae_cli import __version__
 from driftrae_cli.data.sources import SHAPES
-from driftrae_cli.drift.theorem import theorem_points
+from driftrae_cli.drift.theorem import TheoremPoint, theorem_points
 from driftrae_cli.engine.analysis import (
     Analysis,
+    ClassRow,
     Scope,
     SpaceAnalysis,
-    TheoremRow,
     TrajectoryResult,
 )
 from driftrae_cli.engine.analysis_report import prepare_report, write_report
 from driftrae_cli.engine.build import DataConfig
-from driftrae_cli.engine.class_match import labels_for
+from driftrae_cli.engine.class_match import labels_for, some_of
 from driftrae_cli.engine.class_measures import (
     LEAST_FOR_CONTEXT,
     LEAST_FOR_FIELD,
@@ -34,7 +34,7 @@ from driftrae_cli.engine.class_measures import (
     distance_between,
     measure_class,
 )
-from driftrae_cli.engine.flow_teacher import FlowTeacher, open_teacher
+from driftrae_cli.engine.flow_teacher import AUTO, FlowTeacher, open_teacher
 from driftrae_cli.engine.report import Reporter
 from driftrae_cli.engine.runtime import pick_device, sample_noise
 from driftrae_cli.engine.space_results import (
@@ -96,6 +96,7 @@ class _Opened:
     tokens: list[int]
     teacher: FlowTeacher | None
     labels: dict[int, int]  # of the data -> of the teacher; empty if it has other classes
+    notes: list[str]  # what limits the numbers, as far as it is known before measuring
 
 
 def analyze(
@@ -129,7 +130,7 @@ def analyze(
     if out:
         prepare_report(out, overwrite)
     where = pick_device(device)
-    given = teachers or ["auto"] * len(spaces)
+    given = teachers or [AUTO] * len(spaces)
     # All are opened before any is measured: what is wrong with the last shows at once.
     opened = [
         _open(space, teacher, settings, where, reporter)
@@ -139,6 +140,8 @@ def analyze(
         tuple(_measured(one, settings, reporter) for one in opened),
         _theorem(settings.seed, reporter) if theorem else (),
         __version__,
+        str(torch.__version__),  # of a class of its own
+        str(where),
         str(out) if out else None,
     )
     if out:
@@ -165,21 +168,42 @@ def _open(
     _, H, W = space.latent_shape
     tokens = choose_tokens(settings.tokens, H * W)
     flow = open_teacher(teacher, space, reporter)
-    labels = _labels(flow, space, rows, reporter) if flow else {}
-    return _Opened(space, rows, tokens, flow, labels)
+    notes = list(_notes(space, rows, settings))
+    if flow is None and teacher == AUTO:
+        notes.append(
+            "no teacher is known to belong to this space: give one with --teacher for trajectories"
+        )
+    labels = _labels(flow, space, rows) if flow else {}
+    if flow and not labels:
+        notes.append(
+            f"{flow.reference} has other classes than {space.data.source}: its trajectories are "
+            "measured for its own, and the field does not begin from its samples"
+        )
+    return _Opened(space, rows, tokens, flow, labels, notes)
 
 
-def _labels(
-    teacher: FlowTeacher, space: Space, rows: dict[int, Tensor], reporter: Reporter
-) -> dict[int, int]:
+def _notes(space: Space, rows: dict[int, Tensor], settings: AnalysisSettings) -> Iterator[str]:
+    """What is measured otherwise than was asked for."""
+    data = space.data
+    if space.encoder is None and settings.data != SHAPES:
+        yield f"a latent cache has its own pictures ({data.source}); --data is not used for it"
+    counts = torch.bincount(data.labels, minlength=len(data.class_names)).tolist()
+    drawn = max(map(len, rows.values()))
+    smallest = min(rows, key=lambda label: counts[label])
+    if drawn < settings.samples:
+        which = data.class_names[smallest]
+        of_all = "" if len(rows) == 1 else f", so {drawn} of each class are measured"
+        yield f"class {which} has {drawn} latents{of_all}"
+    single = [name for name, count in zip(data.class_names, counts, strict=True) if count < 2]
+    if single:
+        yield f"left out, with one picture only: {some_of(single)}"
+
+
+def _labels(teacher: FlowTeacher, space: Space, rows: dict[int, Tensor]) -> dict[int, int]:
     """The teacher's number of each class that is measured; none if it has other classes."""
     try:
         labels = labels_for(teacher.class_names, space.data, part=True)
     except ConfigError:
-        reporter.message(
-            f"{teacher.reference} has other classes than {space.data.source}: its trajectories "
-            "are measured for its own, and the field does not begin from its samples"
-        )
         return {}
     return {label: int(labels[row[0]]) for label, row in rows.items()}
 
@@ -197,10 +221,14 @@ def _measured(opened: _Opened, settings: AnalysisSettings, reporter: Reporter) -
         starts = _starts(opened, label, settings)
         paper = settings.aggregate == "paper"
         latents = (batch for _, batch in batches)
-        found = measure_class(latents, opened.tokens, settings.pairs, starts, pooled, paper=paper)
+        pairs = min(settings.pairs, len(opened.rows[label]))
+        name = space.data.class_names[label]
+        measured[label], some = measure_class(
+            name, latents, opened.tokens, pairs, starts, pooled, paper=paper
+        )
         if before is not None:
-            between.append(distance_between(before, found.compared, opened.tokens))
-        before, measured[label] = found.compared, found
+            between.append(distance_between(before, some, opened.tokens))
+        before = some
         reporter.advance(len(measured), {})
     reporter.finish()
     classes = list(measured.values())
@@ -219,7 +247,8 @@ def _measured(opened: _Opened, settings: AnalysisSettings, reporter: Reporter) -
         context,
         trajectories,
         judge(isotropy, dispersion, field, context, trajectories, space.latent_shape, scope.paired),
-        tuple(_warnings(opened, scope, settings)),
+        (*opened.notes, *_warnings(opened, scope)),
+        tuple(_class_row(space.data.class_names[label], measured[label]) for label in measured),
     )
 
 
@@ -247,16 +276,15 @@ def _trajectories(
     return measure_trajectories(opened.teacher, chosen, settings.steps, settings.seed, reporter)
 
 
-def _theorem(seed: int, reporter: Reporter) -> tuple[TheoremRow, ...]:
+def _theorem(seed: int, reporter: Reporter) -> tuple[TheoremPoint, ...]:
     """The check of Theorem 1 in growing dimensions, at the recipe's temperatures and at 1."""
-    rows: list[TheoremRow] = []
+    points: list[TheoremPoint] = []
     reporter.start("theorem 1", len(_DIMENSIONS))
     for done, dimension in enumerate(_DIMENSIONS, 1):
-        points = theorem_points([dimension], (*TEMPERATURES, 1.0), seed=seed)
-        rows += [TheoremRow(**asdict(point)) for point in points]
+        points += theorem_points([dimension], (*TEMPERATURES, 1.0), seed=seed)
         reporter.advance(done, {})
     reporter.finish()
-    return tuple(rows)
+    return tuple(points)
 
 
 def _scope(
@@ -273,7 +301,25 @@ def _scope(
         grid=(H, W),
         channels=D,
         seed=settings.seed,
+        aggregate=settings.aggregate,
         source_hash=space.source_hash,
+        pictures_hash=space.data.fingerprint,
+    )
+
+
+def _class_row(name: str, one: ClassMeasures) -> ClassRow:
+    isotropy = one.isotropy
+    return ClassRow(
+        name=name,
+        samples=one.samples,
+        participation_ratio=isotropy.ratio.mean().item() if isotropy else None,
+        spectral_entropy=isotropy.entropy.mean().item() if isotropy else None,
+        nn_token=one.nn_token,
+        nn_latent=one.nn_latent,
+        mmd_token=one.mmd_token,
+        mmd_latent=one.mmd_latent,
+        overlap=one.overlap,
+        explained=one.explained,
     )
 
 
@@ -285,26 +331,25 @@ def _memory_text(opened: _Opened, settings: AnalysisSettings) -> str:
     covariances = len(opened.tokens) * D * D * 8 if settings.aggregate == "paper" else 0
     return (
         f"{opened.space.reference}: {len(opened.rows)} classes, {len(opened.tokens)} tokens of "
-        f"{D} channels; holds {paired} latents of one class ({latents / 1e9:.2f} GB) and their "
-        f"covariances ({covariances / 1e9:.2f} GB) at a time"
+        f"{D} channels; holds {paired} latents of one class ({latents / 1e6:,.0f} MB) and their "
+        f"covariances ({covariances / 1e6:,.0f} MB) at a time"
     )
 
 
-def _warnings(opened: _Opened, scope: Scope, settings: AnalysisSettings) -> Iterator[str]:
+def _warnings(opened: _Opened, scope: Scope) -> Iterator[str]:
     """What limits the numbers, and what to do about it."""
-    space, D, N = opened.space, scope.channels, scope.samples
+    D, N = scope.channels, scope.samples
     drawn = max(map(len, opened.rows.values()))
-    if drawn < settings.samples:
-        yield f"the smallest class has {drawn} latents, so {drawn} of each class are measured"
+    names = opened.space.data.class_names
+    lost = [names[label] for label in opened.rows if names[label] not in scope.classes]
+    if lost:
+        yield f"left out, as none of their pictures could be read: {some_of(lost)}"
     if drawn > N:
         yield f"unreadable pictures: a class is measured with {N} latents instead of {drawn}"
-    if settings.aggregate == "paper" and N <= 2 * D:
-        rank = min(N - 1, D)
-        yield (
-            f"{N} samples for {D} channels: a covariance has at most {rank} directions, so plain "
-            f"participation ratio and spectral entropy cannot exceed {rank / D:.3g} and are too "
-            f"small; read the corrected ones, or take more than {2 * D} samples of a class"
-        )
+    if scope.aggregate == "paper" and N <= 2 * D:
+        yield _few_samples(N, D)
+    if scope.aggregate != "paper":
+        yield "pooled only: the verdict rests on dispersion and the agreement of tokens"
     if len(scope.classes) == 1:
         yield "one class only: no intervals, and no distance between classes"
     if scope.paired < LEAST_FOR_CONTEXT:
@@ -315,5 +360,18 @@ def _warnings(opened: _Opened, scope: Scope, settings: AnalysisSettings) -> Iter
         )
     if len(scope.tokens) == 1:
         yield "one token only: nothing to compare it with, so no contextuality"
-    if space.encoder is None and opened.teacher is None:
-        yield "a latent cache does not name a teacher: give one with --teacher for trajectories"
+
+
+def _few_samples(samples: int, channels: int) -> str:
+    """What they do to isotropy."""
+    rank = min(samples - 1, channels)
+    bound = (
+        f"a covariance has at most {rank} directions, so plain participation ratio and spectral "
+        f"entropy cannot exceed {rank / channels:.3g}"
+        if rank < channels
+        else "plain participation ratio and spectral entropy are too small"
+    )
+    return (
+        f"{samples} samples for {channels} channels: {bound}; read corrected ones where there are "
+        f"any, or take more than {2 * channels} samples of a class"
+    )

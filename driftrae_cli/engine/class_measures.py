@@ -6,12 +6,12 @@ Legend: N samples, C tokens that are measured, D channels, H, W latent rows and 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from driftrae_cli.drift.informativeness import informativeness
 from driftrae_cli.engine.analysis import FieldRow
-from driftrae_cli.engine.spaces import tokens_of
+from driftrae_cli.engine.spaces import spread, tokens_of
+from driftrae_cli.errors import NumericsError
 from driftrae_cli.geometry.contextuality import (
     explained_variance,
     mean_over_pairs,
@@ -38,7 +38,7 @@ _COMPARED = 100  # samples of a class that are compared with another class
 
 
 @dataclass(frozen=True)
-class Isotropies:
+class ClassIsotropy:
     """Per token, [C] float64 each; `spectrum` [D] is the mean over tokens of falling shares."""
 
     ratio: Tensor
@@ -58,12 +58,11 @@ class ClassMeasures:
         nn_values: of all samples and tokens, thinned out.
         field: one row per queries, group and temperature.
         overlap, explained: None with one token or few samples.
-        compared: some latents [n, D, H, W], for the next class.
     """
 
     samples: int
     paired: int
-    isotropy: Isotropies | None
+    isotropy: ClassIsotropy | None
     nn_values: Tensor
     nn_token: float
     nn_latent: float
@@ -74,10 +73,10 @@ class ClassMeasures:
     field: tuple[FieldRow, ...]
     overlap: float | None
     explained: float | None
-    compared: Tensor
 
 
 def measure_class(
+    name: str,
     batches: Iterable[Tensor],
     tokens: Sequence[int],
     pairs: int,
@@ -85,34 +84,48 @@ def measure_class(
     pooled: CovarianceMoments,
     *,
     paper: bool,
-) -> ClassMeasures:
+) -> tuple[ClassMeasures, Tensor]:
     """Measure one class in one pass.
 
     Args:
-        batches: its latents, [n, D, H, W] each.
+        name: of the class, for messages.
+        batches: its latents, [n, D, H, W] each; at least two in all.
         tokens: numbers of those that are measured.
-        pairs: latents that are kept for what compares them with each other; the first.
+        pairs: how many of them, the first ones, are kept for what compares latents with each
+            other.
         starts: further latents [n, D, H, W] from which the field is looked at, by name.
         pooled: receives all tokens as samples of one.
         paper: whether each token's covariance is measured.
+
+    Returns:
+        The measures, and some latents [n, D, H, W] to compare the next class with.
+
+    Raises:
+        NumericsError: a token is the same in all latents.
     """
-    moments, kept, count = CovarianceMoments(), [], 0
-    for latents in batches:
-        tokens_NCD = tokens_of(latents, tokens)
+    moments, count = CovarianceMoments(), 0
+    kept: Tensor | None = None
+    for batch in batches:
+        tokens_NCD = tokens_of(batch, tokens)
         if paper:
             moments.update(tokens_NCD)
         pooled.update(tokens_NCD.flatten(0, 1).unsqueeze(1))
-        kept.append(latents[: max(0, pairs - count)])
-        count += len(latents)
-    latents = torch.cat(kept)
+        if kept is None:
+            kept = batch.new_empty(pairs, *batch.shape[1:])  # not twice, as `cat` would
+        part = batch[: max(0, pairs - count)]
+        kept[count : count + len(part)] = part
+        count += len(batch)
+    assert kept is not None, "a class has latents"
+    latents = kept[:count]
     tokens_CND = tokens_of(latents, tokens).transpose(0, 1)
+    _check_variation(name, tokens_CND, tokens)
     whole_1ND = latents.flatten(1).unsqueeze(0)
     nn_CN = nn_distances(tokens_CND)
     overlap, explained = _context(tokens_CND.transpose(0, 1))
-    return ClassMeasures(
+    measures = ClassMeasures(
         samples=count,
         paired=len(latents),
-        isotropy=_isotropies(moments) if paper else None,
+        isotropy=_isotropy_of(moments) if paper else None,
         nn_values=_thinned(nn_CN),
         nn_token=nn_CN.mean().item(),
         nn_latent=nn_distances(whole_1ND).mean().item(),
@@ -123,8 +136,20 @@ def measure_class(
         field=_field(latents, tokens, starts),
         overlap=overlap,
         explained=explained,
-        compared=latents[:_COMPARED],
     )
+    return measures, latents[:_COMPARED].clone()
+
+
+def _check_variation(name: str, tokens_CND: Tensor, tokens: Sequence[int]) -> None:
+    still_C = (tokens_CND == tokens_CND[:, :1]).all(2).all(1)
+    if still_C.any():
+        which = [tokens[k] for k in still_C.nonzero().flatten().tolist()]
+        if len(which) == len(tokens):
+            raise NumericsError(f"class {name}: all its latents coincide; check them")
+        raise NumericsError(
+            f"class {name}: token {which[0]} is the same in all its latents and has no spectrum; "
+            "check the latents, or name the tokens to measure with --tokens"
+        )
 
 
 def distance_between(a: Tensor, b: Tensor, tokens: Sequence[int]) -> tuple[float, float]:
@@ -135,10 +160,10 @@ def distance_between(a: Tensor, b: Tensor, tokens: Sequence[int]) -> tuple[float
     return of_tokens, mean_distance_between(whole_a, whole_b).item()
 
 
-def _isotropies(moments: CovarianceMoments) -> Isotropies:
+def _isotropy_of(moments: CovarianceMoments) -> ClassIsotropy:
     mu_CD = spectra(moments.covariances())
     freedom = moments.count - 1
-    return Isotropies(
+    return ClassIsotropy(
         participation_ratio(mu_CD),
         spectral_entropy(mu_CD),
         corrected_participation_ratio(mu_CD, freedom),
@@ -158,9 +183,7 @@ def _context(tokens_NCD: Tensor) -> tuple[float | None, float | None]:
     if C < 2 or N < LEAST_FOR_CONTEXT:
         return None, None
     overlap = mean_over_pairs(neighbour_overlap(tokens_NCD, NEIGHBOURS))
-    count = min(C, _PREDICTORS)
-    predictors = [k * C // count for k in range(count)]
-    explained_PC = explained_variance(tokens_NCD, predictors)
+    explained_PC = explained_variance(tokens_NCD, spread(min(C, _PREDICTORS), C))
     return overlap, explained_PC.nanmean().item()  # NaN where a token meets itself
 
 

@@ -71,25 +71,25 @@ class _Statistic:
     known: str | None = None  # its name in the verdict, where it is published
 
 
-_ISOTROPY = "isotropy"
+_ISOTROPY = "isotropy, of each class and token unless pooled"
 _DISPERSION = "dispersion"
 _TOKENS = "tokens of a picture"
 _TRAJECTORIES = "teacher's trajectories"
 _FIELD = "positives seen / share / pull over push"
 _OF_SAMPLES = (
     _Statistic(
-        _ISOTROPY, "participation ratio, class and token", _isotropy("participation_ratio"),
+        _ISOTROPY, "participation ratio", _isotropy("participation_ratio"),
         PARTICIPATION,
     ),
+    _Statistic(_ISOTROPY, PARTICIPATION, _isotropy("corrected_participation_ratio")),
     _Statistic(
-        _ISOTROPY, "… corrected for few samples", _isotropy("corrected_participation_ratio")
+        _ISOTROPY, "participation ratio, pooled", _isotropy("pooled_participation_ratio")
     ),
-    _Statistic(_ISOTROPY, "… pooled", _isotropy("pooled_participation_ratio")),
     _Statistic(
-        _ISOTROPY, "spectral entropy, class and token", _isotropy("spectral_entropy"), ENTROPY
+        _ISOTROPY, "spectral entropy", _isotropy("spectral_entropy"), ENTROPY
     ),
-    _Statistic(_ISOTROPY, "… corrected for few samples", _isotropy("corrected_spectral_entropy")),
-    _Statistic(_ISOTROPY, "… pooled", _isotropy("pooled_spectral_entropy")),
+    _Statistic(_ISOTROPY, ENTROPY, _isotropy("corrected_spectral_entropy")),
+    _Statistic(_ISOTROPY, "spectral entropy, pooled", _isotropy("pooled_spectral_entropy")),
     _Statistic(_DISPERSION, "NN-d, tokens", _dispersion("nn_token"), NEAREST),
     _Statistic(_DISPERSION, "NN-d, latents", _dispersion("nn_latent")),
     _Statistic(_DISPERSION, "S-MMD, tokens", _dispersion("mmd_token"), MMD),

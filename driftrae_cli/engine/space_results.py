@@ -14,7 +14,7 @@ from driftrae_cli.engine.analysis import (
     IsotropyResult,
 )
 from driftrae_cli.engine.bootstrap import estimate
-from driftrae_cli.engine.class_measures import NEIGHBOURS, ClassMeasures, Isotropies
+from driftrae_cli.engine.class_measures import NEIGHBOURS, ClassIsotropy, ClassMeasures
 from driftrae_cli.geometry.contextuality import chance_overlap
 from driftrae_cli.geometry.isotropy import (
     CovarianceMoments,
@@ -54,7 +54,7 @@ def isotropy_result(
     )
 
 
-def _over(classes: Sequence[Isotropies], name: str) -> Tensor:
+def _over(classes: Sequence[ClassIsotropy], name: str) -> Tensor:
     return torch.stack([getattr(one, name) for one in classes])
 
 
@@ -68,7 +68,8 @@ def dispersion_result(
     """Means over classes; `between` has a pair of classes (tokens, latents) each."""
 
     def over_classes(name: str) -> Estimate:
-        return estimate(torch.tensor([getattr(one, name) for one in classes]), seed)
+        values = [getattr(one, name) for one in classes]
+        return estimate(torch.tensor(values, dtype=torch.float64), seed)
 
     apart = torch.tensor(between, dtype=torch.float64).mean(0).tolist() if between else (None, None)
     return DispersionResult(
@@ -105,7 +106,7 @@ def context_result(classes: Sequence[ClassMeasures], seed: int) -> ContextResult
         estimate(by_class, seed),
         by_chance.mean().item(),
         estimate((by_class - by_chance) / (1 - by_chance), seed),
-        estimate(torch.tensor(explained), seed),
+        estimate(torch.tensor(explained, dtype=torch.float64), seed),
     )
 
 

@@ -5,6 +5,7 @@ Legend: N pictures, D latent channels, H, W latent rows and columns.
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -31,7 +32,9 @@ from driftrae_cli.engine.report import Reporter
 from driftrae_cli.engine.runtime import generator
 from driftrae_cli.errors import ConfigError, NumericsError
 
-_BATCH = 64  # latents at a time; whole-number share of nothing, it only bounds memory
+_BATCH = 64  # latents at a time; only bounds memory
+_MOST_CLASSES = 100  # unless more are asked for
+_GOLDEN = 0.618034
 
 
 class Encoder(Protocol):
@@ -145,6 +148,7 @@ def choose_rows(space: Space, classes: int | None, samples: int, seed: int) -> d
     """Rows to measure: of evenly spread classes equally many, drawn at random.
 
     What is drawn of a class depends on its number and the seed; more samples contain the fewer.
+    A class of one picture has no spread and is left out.
 
     Args:
         classes: how many; None takes up to 100.
@@ -152,7 +156,7 @@ def choose_rows(space: Space, classes: int | None, samples: int, seed: int) -> d
 
     Raises:
         ConfigError: more classes than there are.
-        NumericsError: a class has fewer than two pictures.
+        NumericsError: no class has two pictures.
     """
     data = space.data
     total = len(data.class_names)
@@ -161,11 +165,12 @@ def choose_rows(space: Space, classes: int | None, samples: int, seed: int) -> d
         raise ConfigError(f"--classes {count}: {data.source} has {total} classes")
     index = ClassIndex.of(data.labels, data.class_names)
     labels = [k * total // count for k in range(count)]
-    each, smallest = min((len(index.rows[label]), label) for label in labels)
-    if each < 2:
-        name = data.class_names[smallest]
-        raise NumericsError(f"class {name}: {each} picture(s) have no spread; give at least 2")
-    each = min(each, samples)
+    labels = [label for label in labels if len(index.rows[label]) > 1]
+    if not labels:
+        raise NumericsError(
+            f"{data.source}: no class that is measured has two pictures; give at least 2 of each"
+        )
+    each = min(samples, *(len(index.rows[label]) for label in labels))
     chosen = {}
     for label in labels:
         rows = index.rows[label]
@@ -174,23 +179,41 @@ def choose_rows(space: Space, classes: int | None, samples: int, seed: int) -> d
     return chosen
 
 
-_MOST_CLASSES = 100
-
-
 def choose_tokens(tokens: str, total: int) -> list[int]:
-    """Numbers of the tokens to measure: `all`, or so many, evenly spread.
+    """Numbers of the tokens to measure: `all`, so many spread over the picture, or a list.
 
     Raises:
-        ConfigError: neither.
+        ConfigError: none of these.
     """
     if tokens == "all":
         return list(range(total))
-    if not tokens.isdecimal() or not 1 <= int(tokens) <= total:
-        raise ConfigError(f"--tokens {tokens}: give 'all' or a number from 1 to {total}")
-    count = int(tokens)
-    return [k * total // count + total // (2 * count) for k in range(count)]
+    if tokens.isdecimal() and 1 <= int(tokens) <= total:
+        return sorted(spread(int(tokens), total))
+    words = [word.strip() for word in tokens.split(",")]
+    if "," in tokens and all(word.isdecimal() and int(word) < total for word in words):
+        return sorted({int(word) for word in words})
+    raise ConfigError(
+        f"--tokens {tokens}: give 'all', how many (1 to {total}), or their numbers (0 to "
+        f"{total - 1}) separated by commas"
+    )
+
+
+def spread(count: int, total: int) -> list[int]:
+    """Numbers below `total` that are spread over rows and columns of a square grid.
+
+    A stride near the golden ratio, without a common divisor, comes to every row and column
+    before it comes to one again.
+    """
+    stride = max(1, round(_GOLDEN * total))
+    while math.gcd(stride, total) > 1:
+        stride += 1
+    first = total // 2 + math.isqrt(total) // 2
+    return [(first + k * stride) % total for k in range(count)]
 
 
 def tokens_of(latents_NDHW: Tensor, chosen: Sequence[int]) -> Tensor:
     """The chosen tokens of latents, [N, C, D]."""
-    return latents_NDHW.flatten(2)[:, :, list(chosen)].transpose(1, 2)
+    flat_NDC = latents_NDHW.flatten(2)
+    if len(chosen) < flat_NDC.shape[2]:  # indexing copies
+        flat_NDC = flat_NDC[:, :, list(chosen)]
+    return flat_NDC.transpose(1, 2)

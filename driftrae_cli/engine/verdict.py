@@ -15,7 +15,10 @@ from driftrae_cli.engine.analysis import (
 )
 
 SUITED, DOUBTFUL, NOT_SUITED = "suited", "doubtful", "not suited"
-_LEAST_SAMPLES = 100  # fewer raise S-MMD as clusters do: every sample is its own neighbour
+_LEAST_SAMPLES = 100
+# Both depend on the number of samples, the known ones are of 1,000. Few raise S-MMD as clusters
+# do, since each is its own neighbour, and agreement by chance.
+_LEAST_FOR_NEIGHBOURS = 500
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,9 @@ class Known:
             shapes-vae` measures them.
         meaning: what a value on the RAE's side, and one on the VAE's, says; empty where the
             statistic is shown but not judged.
+        limits: the values that mark "not suited" and "suited", where nothing is published: the
+            nearer ends of the intervals of the built-in spaces.
+        least: samples of a class from which on it is judged.
     """
 
     paper_vae: float | None
@@ -36,16 +42,19 @@ class Known:
     shapes_vae: float
     shapes_rae: float
     meaning: tuple[str, str] | None = None
+    limits: tuple[float, float] | None = None
+    least: int = _LEAST_SAMPLES
 
     @property
     def ends(self) -> tuple[float, float]:
         """The values that mark "not suited" and "suited": published ones where there are any."""
-        if self.paper_vae is not None and self.paper_rae is not None:
-            return self.paper_vae, self.paper_rae
-        return self.shapes_vae, self.shapes_rae
+        if self.limits:
+            return self.limits
+        assert self.paper_vae is not None and self.paper_rae is not None
+        return self.paper_vae, self.paper_rae
 
 
-PARTICIPATION, ENTROPY = "participation ratio", "spectral entropy"
+PARTICIPATION, ENTROPY = "participation ratio, corrected", "spectral entropy, corrected"
 MMD, NEAREST = "S-MMD, tokens", "NN-d, tokens"
 BEND, AGREEMENT = "curvature x sqrt(d)", "agreement of tokens"
 KNOWN = {
@@ -60,12 +69,14 @@ KNOWN = {
     MMD: Known(
         0.00576, 0.07913, 0.00412, 0.01339,
         ("samples of a class lie in clusters", "samples of a class are scattered as on a sphere"),
+        least=_LEAST_FOR_NEIGHBOURS,
     ),
     AGREEMENT: Known(
         None, None, 0.00292, 0.207,
         ("tokens of a picture agree about its neighbours, so moving them one by one stays coherent",
          "tokens of a picture do not agree about its neighbours; let the field group them "
          "(field.group)"),
+        limits=(0.004, 0.18), least=_LEAST_FOR_NEIGHBOURS,
     ),
     # In the unit of the latents, which differs: SD-VAE's 4.3 is beyond the mean distance of any
     # latents of unit variance, 1.4, so it can be no threshold for normalised ones.
@@ -93,7 +104,8 @@ def judge(
     "not suited" if it is at or beyond the one where it does not, and "doubtful" between. The
     verdict is "suited" where half of them or more say so and none says "not suited"; "not
     suited" where half or more say that; "doubtful" otherwise, and where samples are few.
-    Isotropy is judged by its corrected values, where there are any.
+    Isotropy is judged by its corrected values, where there are any; the published ones are
+    presumably plain, of samples enough.
 
     Args:
         latent_shape: (D, H, W).
@@ -108,19 +120,20 @@ def judge(
         values[BEND] = trajectories.curvature.value * math.sqrt(math.prod(latent_shape))
     if context:
         values[AGREEMENT] = context.agreement.value
-    rows = tuple(_row(name, values[name]) for name in KNOWN if name in values)
+    rows = tuple(_row(name, values[name], samples) for name in KNOWN if name in values)
     reasons = tuple(_reasons(rows, field))
     if samples < _LEAST_SAMPLES:
         few = (
             f"{samples} latents of a class are too few for a verdict; measure at least "
             f"{_LEAST_SAMPLES}"
         )
-        return Verdict(DOUBTFUL, (few, *reasons), rows)
+        return Verdict(DOUBTFUL, (few,), rows)
     return Verdict(_word([row.says for row in rows]), reasons, rows)
 
 
-def _row(name: str, value: float) -> Judgement:
+def _row(name: str, value: float, samples: int) -> Judgement:
     known = KNOWN[name]
+    judged = bool(known.meaning) and samples >= known.least
     return Judgement(
         name,
         value,
@@ -129,7 +142,7 @@ def _row(name: str, value: float) -> Judgement:
         known.shapes_vae,
         known.shapes_rae,
         _threshold(known) if known.meaning else "",
-        _says(value, known) if known.meaning else "",
+        _says(value, known) if judged else "",
     )
 
 

@@ -272,7 +272,7 @@ def analyses(monkeypatch):
 
     def record(spaces, settings, **named):
         calls.append((spaces, settings, {k: v for k, v in named.items() if k != "reporter"}))
-        return Analysis((), (), "1.0")
+        return Analysis((), (), "1.0", "2.0", "cpu")
 
     monkeypatch.setattr(analyze, "analyze", record)
     return calls

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from driftrae_cli.drift.theorem import TheoremPoint
 from driftrae_cli.engine.analysis import (
     Analysis,
     Band,
@@ -23,7 +24,6 @@ from driftrae_cli.engine.analysis import (
     IsotropyResult,
     Scope,
     SpaceAnalysis,
-    TheoremRow,
     TrajectoryResult,
     Verdict,
 )
@@ -69,7 +69,7 @@ def a_space(
         )  # fmt: skip
     return SpaceAnalysis(
         space=name,
-        scope=Scope("shapes", ("a", "b"), 90, 90, tokens, grid, channels, 0, "abc"),
+        scope=Scope("shapes", ("a", "b"), 90, 90, tokens, grid, channels, 0, "paper", "abc", "def"),
         isotropy=isotropy,
         dispersion=_dispersion(near),
         field=tuple(_field(starts, near, rng)),
@@ -77,6 +77,7 @@ def a_space(
         trajectories=_trajectories(near) if teacher else None,
         verdict=Verdict("suited", (), ()),
         warnings=(),
+        classes=(),
     )
 
 
@@ -110,17 +111,17 @@ def _trajectories(near: float) -> TrajectoryResult:
     return TrajectoryResult("teacher", "5ha", 32, 400, 1.0, 101, one, band, one, angle, one, one)
 
 
-def theorem() -> tuple[TheoremRow, ...]:
+def theorem() -> tuple[TheoremPoint, ...]:
     """Three dimensions, two temperatures."""
     return tuple(
-        TheoremRow(d, tau, (1 + 1 / (tau * d)) / d, 1 / d, 0.577 + 1 / (tau * d), 0.577)
+        TheoremPoint(d, tau, (1 + 1 / (tau * d)) / d, 1 / d, 0.577 + 1 / (tau * d), 0.577)
         for d in (16, 64, 256)
         for tau in (0.05, 1.0)
     )
 
 
-def an_analysis(*spaces: SpaceAnalysis, rows: tuple[TheoremRow, ...] = ()) -> Analysis:
-    return Analysis(spaces, rows, "0.0")
+def an_analysis(*spaces: SpaceAnalysis, rows: tuple[TheoremPoint, ...] = ()) -> Analysis:
+    return Analysis(spaces, rows, "0.0", "2.0", "cpu")
 
 
 @contextmanager

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from latent_spaces import clustered, write_cache
 
+from driftrae_cli.drift.theorem import TheoremPoint
 from driftrae_cli.engine import analysis_report
-from driftrae_cli.engine.analysis import Analysis, Band, Estimate, TheoremRow, TrajectoryResult
+from driftrae_cli.engine.analysis import Analysis, Band, Estimate, TrajectoryResult
 from driftrae_cli.engine.analysis_report import numbers_json, prepare_report, write_report
 from driftrae_cli.engine.analyze import AnalysisSettings, analyze
 from driftrae_cli.engine.comparison import comparison
@@ -34,7 +35,7 @@ def _trajectories() -> TrajectoryResult:
 
 
 ROWS = tuple(
-    TheoremRow(d, tau, 1.5 / d, 1 / d, 0.75, 3**-0.5) for d in (16, 32) for tau in (0.05, 1.0)
+    TheoremPoint(d, tau, 1.5 / d, 1 / d, 0.75, 3**-0.5) for d in (16, 32) for tau in (0.05, 1.0)
 )
 
 

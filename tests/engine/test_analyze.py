@@ -15,6 +15,8 @@ from driftrae_cli.data.shapes import render
 from driftrae_cli.engine.analysis import Analysis, SpaceAnalysis
 from driftrae_cli.engine.analyze import AnalysisSettings, analyze
 from driftrae_cli.engine.report import NullReporter
+from driftrae_cli.engine.space_results import dispersion_result
+from driftrae_cli.engine.spaces import spread
 from driftrae_cli.errors import ConfigError, DataError, NumericsError
 from driftrae_cli.geometry.dispersion import nn_distances
 from driftrae_cli.geometry.isotropy import (
@@ -126,13 +128,25 @@ def test_what_is_compared_in_pairs_is_bounded_and_said(cache: str) -> None:
 
 def test_chosen_tokens_and_classes_are_measured_and_recorded(cache: str) -> None:
     found = one(cache, tokens="2", classes=2)
-    assert found.scope.tokens == (1, 3) and found.scope.classes == ("a", "b")
+    assert len(found.scope.tokens) == 2 and found.scope.classes == ("a", "b")
     every = one(cache, classes=2).isotropy.ratio_by_token
-    assert found.isotropy.ratio_by_token == pytest.approx((every[1], every[3]), rel=1e-12)
-    with pytest.raises(ConfigError, match=r"--tokens 5: give 'all' or a number from 1 to 4"):
-        one(cache, tokens="5")
+    chosen = tuple(every[token] for token in found.scope.tokens)
+    assert found.isotropy.ratio_by_token == pytest.approx(chosen, rel=1e-12)
+    for wrong in ("5", "0,4", "x", "1.5", ","):
+        with pytest.raises(ConfigError, match="give 'all', how many"):
+            one(cache, tokens=wrong)
     with pytest.raises(ConfigError, match="--classes 4: by hand has 3 classes"):
         one(cache, classes=4)
+
+
+@pytest.mark.parametrize("total", [16, 64, 256, 1024])
+@pytest.mark.parametrize("count", [4, 16])
+def test_tokens_are_spread_over_rows_and_columns(total: int, count: int) -> None:
+    side = math.isqrt(total)
+    tokens = spread(count, total)
+    assert len(set(tokens)) == count and max(tokens) < total
+    rows, columns = {t // side for t in tokens}, {t % side for t in tokens}
+    assert min(len(rows), len(columns)) >= min(count, side) * 3 // 4
 
 
 def test_one_class_has_no_intervals(tmp_path: Path) -> None:
@@ -161,8 +175,17 @@ def test_one_token_has_nothing_to_agree_with(tmp_path: Path) -> None:
 
 def test_latents_that_coincide_are_refused(tmp_path: Path) -> None:
     cache = write_cache(tmp_path / "c", {"a": torch.ones(9, 6, 2, 2)})
-    with pytest.raises(NumericsError, match=r"all samples of token 0 .* coincide"):
+    with pytest.raises(NumericsError, match="class a: all its latents coincide"):
         one(cache)
+
+
+def test_a_token_that_never_changes_is_named_and_can_be_left_out(tmp_path: Path) -> None:
+    latents = clustered(0, 20, 6, 2, rank=6)
+    latents[:, :, 1, 0] = 7
+    cache = write_cache(tmp_path / "c", {"a": latents})
+    with pytest.raises(NumericsError, match="class a: token 2 is the same in all its latents"):
+        one(cache)
+    assert one(cache, tokens="0, 1,3").scope.tokens == (0, 1, 3)
 
 
 def test_a_cache_with_numbers_that_are_not_finite_is_refused(tmp_path: Path) -> None:
@@ -172,10 +195,34 @@ def test_a_cache_with_numbers_that_are_not_finite_is_refused(tmp_path: Path) -> 
         one(write_cache(tmp_path / "c", {"a": latents}))
 
 
-def test_a_class_of_one_latent_is_refused(tmp_path: Path) -> None:
-    classes = {name: clustered(k, 2 - k, 6, 2, rank=6) for k, name in enumerate("ab")}
-    with pytest.raises(NumericsError, match=r"class b: 1 picture\(s\) have no spread"):
-        one(write_cache(tmp_path / "c", classes))
+def test_a_class_of_one_latent_is_left_out_and_named(tmp_path: Path) -> None:
+    classes = {
+        name: clustered(k, n, 6, 2, rank=6)
+        for k, (name, n) in enumerate(zip("abc", (9, 1, 5), strict=True))
+    }
+    found = one(write_cache(tmp_path / "c", classes))
+    assert (found.scope.classes, found.scope.samples) == (("a", "c"), 5)
+    assert "left out, with one picture only: b" in found.warnings
+    assert "class c has 5 latents, so 5 of each class are measured" in found.warnings
+    with pytest.raises(NumericsError, match="no class that is measured has two pictures"):
+        one(write_cache(tmp_path / "d", {"b": classes["b"]}))
+
+
+def test_memory_does_not_grow_with_the_number_of_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is kept of a class does not hold on to its latents."""
+    kept = []
+
+    def keep(classes: Any, *rest: Any) -> Any:
+        kept.extend(classes)
+        return dispersion_result(classes, *rest)
+
+    monkeypatch.setattr("driftrae_cli.engine.analyze.dispersion_result", keep)
+    one(write_cache(tmp_path / "c", {name: clustered(0, 50, 6, 2, rank=6) for name in "ab"}))
+    for measures in kept:
+        tensors = [x for x in vars(measures).values() if isinstance(x, torch.Tensor)]
+        assert tensors and sum(x.untyped_storage().nbytes() for x in tensors) <= 50 * 4 * 8
 
 
 def test_a_teacher_that_does_not_fit_is_refused_before_anything_is_measured(cache: str) -> None:
@@ -209,7 +256,7 @@ def test_every_class_counts_as_many_pictures_as_the_smallest(tmp_path: Path) -> 
     data = _folder(tmp_path, 35)
     found = one("shapes-rae", data=data)
     assert (len(found.scope.classes), found.scope.samples) == (10, 3)
-    assert "the smallest class has 3 latents, so 3 of each class are measured" in found.warnings
+    assert "class 5 has 3 latents, so 3 of each class are measured" in found.warnings
 
 
 def test_bad_pictures_are_left_out_as_far_as_allowed(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_between_the_known_spaces_it_is_doubtful() -> None:
     between = _verdict(0.15, 0.33, 0.01)
     assert between.word == DOUBTFUL
     assert [row.says for row in between.rows if row.says] == [DOUBTFUL] * 3
-    assert "participation ratio 0.15 is between the known spaces" in between.reasons
+    assert "participation ratio, corrected 0.15 is between the known spaces" in between.reasons
 
 
 def test_one_bad_statistic_of_three_is_doubtful() -> None:
@@ -77,7 +77,7 @@ def test_half_way_is_on_a_log_scale() -> None:
 
 
 def test_agreement_by_chance_is_not_suited() -> None:
-    for agreement in (-0.01, 0.0, 0.0029):
+    for agreement in (-0.01, 0.0, 0.002923, 0.0039):
         [row] = [r for r in _verdict(0.05, 0.2, 0.08, agreement).rows if r.statistic == AGREEMENT]
         assert row.says == NOT_SUITED
 
@@ -91,7 +91,8 @@ def test_statistics_without_meaning_are_shown_only() -> None:
 def test_few_samples_make_no_verdict() -> None:
     few = _verdict(0.0630, 0.2110, 0.07913, samples=99)
     assert few.word == DOUBTFUL
-    assert few.reasons[0].startswith("99 latents of a class are too few")
+    [reason] = few.reasons
+    assert reason.startswith("99 latents of a class are too few")
     assert _verdict(0.0630, 0.2110, 0.07913, samples=100).word == SUITED
 
 
@@ -103,3 +104,10 @@ def test_isotropy_is_judged_without_the_error_of_few_samples() -> None:
     plain = IsotropyResult(one, one, None, None, 1.0, 1.0, (), (), (), ())
     found = judge(plain, dispersion, (), None, None, (8, 2, 2), 1000)
     assert [row.statistic for row in found.rows] == [MMD, NEAREST]
+
+
+def test_what_depends_on_the_number_of_samples_is_judged_with_enough_only() -> None:
+    few = _verdict(0.0630, 0.2110, 0.001, 0.001, samples=499)
+    assert few.word == SUITED
+    assert {row.statistic for row in few.rows if row.says} == {PARTICIPATION, ENTROPY}
+    assert _verdict(0.0630, 0.2110, 0.001, 0.001, samples=500).word == NOT_SUITED
