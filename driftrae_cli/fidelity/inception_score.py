@@ -112,9 +112,10 @@ def inception_score(logits_NK: Tensor, split_size: int = ADM_SPLIT) -> Inception
     Raises:
         NumericsError: no pictures, or logits that are not finite.
     """
-    sums = ScoreSums.empty(*logits_NK.shape, split_size, logits_NK.device)
+    N, K = logits_NK.shape
+    sums = ScoreSums.empty(N, K, split_size, logits_NK.device)
     for part_BK, positions_B in zip(
-        logits_NK.split(split_size), torch.arange(len(logits_NK)).split(split_size), strict=True
+        logits_NK.split(split_size), torch.arange(N).split(split_size), strict=True
     ):
         sums = sums.update(part_BK, positions_B)
     return sums.score()
