@@ -46,6 +46,10 @@ def eval_fid(
     precision_recall: Annotated[
         bool, typer.Option("--precision-recall", help="Compare sample by sample too.")
     ] = False,
+    uncertainty: Annotated[
+        bool,
+        typer.Option("--uncertainty", help="Standard error, and the limit of many pictures."),
+    ] = False,
     resolution: Annotated[
         int, typer.Option(min=8, help="Rows that pictures in files are cut to, with --ref.")
     ] = 256,
@@ -89,9 +93,10 @@ def eval_fid(
       torchrun --nproc-per-node 8 -m driftrae_cli eval-fid runs/xl --ref ref.npz
     """
     if ref is None:
-        if features or precision_recall:
+        if features or precision_recall or uncertainty:
             raise ConfigError(
-                "--features, --precision-recall: say what to compare with, --ref FILE or PICTURES"
+                "--features, --precision-recall, --uncertainty: say what to compare with, --ref "
+                "FILE or PICTURES"
             )
         _by_scorer(targets, data, per_class, steps, seed, rae, scorer, max_bad, device, json)
         return
@@ -107,6 +112,7 @@ def eval_fid(
         seed=seed,
         rounding=rounding,
         precision_recall=precision_recall,
+        uncertainty=uncertainty,
         resolution=resolution,
         inception_weights=inception_weights,
         max_bad=max_bad,

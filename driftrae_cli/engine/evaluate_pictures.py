@@ -38,7 +38,7 @@ from driftrae_cli.engine.sample_labels import plan_labels
 from driftrae_cli.engine.world import World
 from driftrae_cli.errors import ConfigError
 from driftrae_cli.fidelity.array_files import array_images
-from driftrae_cli.fidelity.frechet import frechet_distance
+from driftrae_cli.fidelity.frechet import frechet_distance, frechet_error, frechet_infinity
 from driftrae_cli.fidelity.precision_recall import precision_recall
 from driftrae_cli.fidelity.references import Reference
 from driftrae_cli.hub import LocalFile
@@ -60,6 +60,8 @@ class Protocol:
         seed: of noise and labels.
         rounding: of decoded values, `round` or `floor`.
         precision_recall: whether to compare sample by sample too.
+        uncertainty: whether to give the distance's standard error, and its value without the
+            bias of few pictures.
         resolution: rows and columns that files with pictures are cut to.
         inception_weights: file to use instead of a download.
         max_bad: pictures that may be unreadable.
@@ -73,6 +75,7 @@ class Protocol:
     seed: int
     rounding: str
     precision_recall: bool
+    uncertainty: bool
     resolution: int
     inception_weights: Path | None
     max_bad: int
@@ -166,7 +169,8 @@ def evaluate_pictures(
             scores.append(PictureScores(pictures.name, count, metrics, known=True))
             continue
         began = time.perf_counter()
-        found = go_through(pictures, extractors, reporter, world, keep=protocol.precision_recall)
+        keep = protocol.precision_recall or protocol.uncertainty
+        found = go_through(pictures, extractors, reporter, world, keep=keep)
         metrics = tuple(_metrics(found, extractors, own, protocol, reporter, world))
         count = found[0].stats.count
         about = {
@@ -244,6 +248,7 @@ def _request(
         "extractors": {e.name: e.sha256 for e in extractors},
         "references": {e.name: r.sha256 for e, r in zip(extractors, references, strict=True)},
         "precision_recall": protocol.precision_recall,
+        "uncertainty": protocol.uncertainty,
     }
 
 
@@ -264,6 +269,8 @@ def _metrics(
                 "covariance, so the distance says little; take more pictures"
             )
         yield Metric(title, frechet_distance(one.stats, reference.stats))
+        if protocol.uncertainty:
+            yield from _uncertainty(one, extractor, reference, protocol.seed)
         if one.spatial and reference.spatial:
             spatial = frechet_distance(one.spatial, reference.spatial)
             yield Metric(f"s{title}", spatial)
@@ -271,6 +278,17 @@ def _metrics(
             yield Metric("IS", one.sums.score().mean)
         if protocol.precision_recall:
             yield from _precision_recall(one, extractor, reference, reporter, world)
+
+
+def _uncertainty(
+    found: FeatureStatistics, extractor: Extractor, reference: Reference, seed: int
+) -> Iterator[Metric]:
+    """Standard error from halves of the pictures, and the extrapolation to infinitely many."""
+    assert found.features is not None, "they were kept for this"
+    title = extractor.title(found.stats.count)
+    yield Metric(f"{title} error", frechet_error(found.features, reference.stats, seed))
+    limit = frechet_infinity(found.features, reference.stats, seed)
+    yield Metric(f"{extractor.distance}∞", limit.distance)
 
 
 def _precision_recall(

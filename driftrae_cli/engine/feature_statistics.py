@@ -27,13 +27,16 @@ class FeatureStatistics:
         stats: Gaussian of the features.
         spatial: of the spatial ones; None where there are none.
         sums: of the Inception score; None where there are no logits.
-        features: [N, F] float32 on the CPU; None unless they were asked for.
+        features: [N, F] float32 on the CPU, in the order of the pictures; None unless they were
+            asked for.
+        rows: [N] their positions; likewise.
     """
 
     stats: GaussianStats
     spatial: GaussianStats | None = None
     sums: ScoreSums | None = None
     features: Tensor | None = None
+    rows: Tensor | None = None
 
 
 class _Collector:
@@ -45,6 +48,7 @@ class _Collector:
         self._spatial: GaussianStats | None = None
         self._sums: ScoreSums | None = None
         self._kept: list[Tensor] = []
+        self._rows: list[Tensor] = []
 
     def add(self, found: Extracted, rows: Tensor) -> None:
         """A batch, whose pictures have these positions among all."""
@@ -56,6 +60,7 @@ class _Collector:
             self._sums = (self._sums or empty).update(found.logits.cpu(), rows)
         if self._keep:
             self._kept.append(found.features.float().cpu())
+            self._rows.append(rows)
 
     def result(self) -> FeatureStatistics | None:
         """None without pictures, as of a process that has no batch."""
@@ -66,6 +71,7 @@ class _Collector:
             self._spatial.cpu() if self._spatial else None,
             self._sums,
             torch.cat(self._kept) if self._keep else None,
+            torch.cat(self._rows) if self._keep else None,
         )
 
 
@@ -118,5 +124,15 @@ def _merged(parts: list[FeatureStatistics | None]) -> FeatureStatistics:
         GaussianStats.merged(part.stats for part in some),
         GaussianStats.merged(spatial) if spatial else None,
         total,
-        torch.cat(features) if features else None,
+        *_in_order(features, [part.rows for part in some if part.rows is not None]),
     )
+
+
+def _in_order(
+    features: list[Tensor], rows: list[Tensor]
+) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """Whichever process has seen which picture."""
+    if not features:
+        return None, None
+    positions, order = torch.cat(rows).sort()
+    return torch.cat(features)[order], positions

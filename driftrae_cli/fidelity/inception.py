@@ -8,6 +8,7 @@ Legend: B pictures, H, W their size, F pool features, S spatial features, K clas
 
 import io
 import pickle
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
@@ -123,7 +124,9 @@ def _plain_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise WeightsError(f"{path}: there is no such file; --inception-weights takes a .pth file")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about other formats, which the error tells better
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
         raise WeightsError(
             f"{path}: damaged, or more than plain tensors, so it stays closed; Inception's "

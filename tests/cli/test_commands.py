@@ -238,19 +238,20 @@ def test_eval_fid_by_published_metrics(monkeypatch):
     assert re.search(r"a +9 +1\.25 +2 +as before", shown.stdout)
     line = (
         "eval-fid a b --ref r --features dinov2 --features inception --num 30 --labels random "
-        "--steps 1 --steps 5 --seed 3 --rounding floor --precision-recall --resolution 64 "
+        "--steps 1 --steps 5 --seed 3 --rounding floor --precision-recall --uncertainty "
+        "--resolution 64 "
         "--inception-weights w --max-bad 4 --rae e --results f --force --json"
     )
     found = json.loads(driftrae(*line.split()).stdout)
     assert found["scores"][0]["metrics"][0] == {"name": "FID-9", "value": 1.25}
     default = evaluate_pictures.Protocol(
         reference="r", features=("inception",), num=50_000, labels="balanced", steps=None,
-        seed=0, rounding="round", precision_recall=False, resolution=256,
+        seed=0, rounding="round", precision_recall=False, uncertainty=False, resolution=256,
         inception_weights=None, max_bad=10,
     )  # fmt: skip
     given = evaluate_pictures.Protocol(
         reference="r", features=("dinov2", "inception"), num=30, labels="random", steps=(1, 5),
-        seed=3, rounding="floor", precision_recall=True, resolution=64,
+        seed=3, rounding="floor", precision_recall=True, uncertainty=True, resolution=64,
         inception_weights=Path("w"), max_bad=4,
     )  # fmt: skip
     assert calls == [
@@ -262,7 +263,9 @@ def test_eval_fid_by_published_metrics(monkeypatch):
 def test_published_metrics_need_a_reference():
     result = driftrae("eval-fid", "a", "--features", "dinov2")
     assert result.exit_code != 0
-    assert "--features, --precision-recall: say what to compare with, --ref" in result.stderr
+    assert (
+        "--features, --precision-recall, --uncertainty: say what to compare with" in result.stderr
+    )
 
 
 @pytest.fixture

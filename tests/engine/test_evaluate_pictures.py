@@ -26,7 +26,12 @@ from driftrae_cli.engine.reference_pictures import make_reference
 from driftrae_cli.engine.report import NullReporter
 from driftrae_cli.engine.world import alone
 from driftrae_cli.errors import ConfigError, DataError, OutputError
-from driftrae_cli.fidelity.frechet import GaussianStats, frechet_distance
+from driftrae_cli.fidelity.frechet import (
+    GaussianStats,
+    frechet_distance,
+    frechet_error,
+    frechet_infinity,
+)
 from driftrae_cli.fidelity.inception_score import inception_score
 from driftrae_cli.fidelity.precision_recall import precision_recall
 from driftrae_cli.fidelity.references import read_reference
@@ -34,7 +39,8 @@ from driftrae_cli.fidelity.references import read_reference
 CPU = torch.device("cpu")
 DEFAULTS = Protocol(
     reference="shapes", features=("plain",), num=30, labels="balanced", steps=None, seed=0,
-    rounding="round", precision_recall=False, resolution=32, inception_weights=None, max_bad=0,
+    rounding="round", precision_recall=False, uncertainty=False, resolution=32,
+    inception_weights=None, max_bad=0,
 )  # fmt: skip
 
 
@@ -79,7 +85,11 @@ def test_a_folder_is_scored_as_the_formulas_say(tmp_path: Path) -> None:
     ref = reference(tmp_path)
     folder = write_pictures(tmp_path / "p", images)
     [found] = score(
-        folder, results=tmp_path / "r.jsonl", reference=str(ref), precision_recall=True
+        folder,
+        results=tmp_path / "r.jsonl",
+        reference=str(ref),
+        precision_recall=True,
+        uncertainty=True,
     ).scores
     real = plain_extracted(render(range(60), seed=0)[0])
     mine = plain_extracted(images)
@@ -89,6 +99,8 @@ def test_a_folder_is_scored_as_the_formulas_say(tmp_path: Path) -> None:
         "FD-plain-250": frechet_distance(
             GaussianStats.of(mine.features), GaussianStats.of(real.features)
         ),
+        "FD-plain-250 error": frechet_error(mine.features.float(), read_reference(ref).stats, 0),
+        "FD-plain∞": frechet_infinity(mine.features.float(), read_reference(ref).stats, 0).distance,
         "sFD-plain-250": frechet_distance(
             GaussianStats.of(mine.spatial), GaussianStats.of(real.spatial)
         ),
@@ -115,7 +127,12 @@ def test_generated_pictures_and_those_written_by_sample_score_alike(
 def test_processes_share_the_pictures_and_agree(tmp_path: Path, student: str) -> None:
     ref = str(reference(tmp_path))
     protocol = dataclasses.replace(
-        DEFAULTS, reference=ref, num=450, labels="random", precision_recall=True
+        DEFAULTS,
+        reference=ref,
+        num=450,
+        labels="random",
+        precision_recall=True,
+        uncertainty=True,
     )
     results = {
         size: run(size, evaluate_in_process, student, protocol, str(tmp_path / f"{size}.jsonl"))
