@@ -4,9 +4,16 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from torch_fidelity.metric_fid import fid_statistics_to_metric
 
 from driftrae_cli.errors import NumericsError
-from driftrae_cli.fidelity.frechet import GaussianStats, frechet_distance
+from driftrae_cli.fidelity import frechet as module
+from driftrae_cli.fidelity.frechet import (
+    GaussianStats,
+    frechet_distance,
+    frechet_error,
+    frechet_infinity,
+)
 
 
 def _features(n, f=6, seed=0, shift=0.0):
@@ -101,3 +108,96 @@ def test_unusable_statistics_are_refused():
         frechet_distance(good, GaussianStats.of(_features(9, f=5)))
     with pytest.raises(NumericsError, match="not finite"):
         frechet_distance(good, GaussianStats.of(torch.full((9, 6), torch.nan)))
+
+
+def _theirs(a, b):
+    sides = [{"mu": s.mean.numpy(), "sigma": s.cov.numpy()} for s in (a, b)]
+    return fid_statistics_to_metric(*sides, False)["frechet_inception_distance"]
+
+
+@pytest.mark.parametrize("f", [3, 255, 256, 300, 520])
+def test_torch_fidelity(f):
+    """Also where the triangular product takes several blocks."""
+    a, b = GaussianStats.of(_features(4 * f, f, seed=1)), GaussianStats.of(_features(3 * f, f))
+    assert frechet_distance(a, b) == pytest.approx(_theirs(a, b), rel=1e-10)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_one_side_of_few_samples_takes_the_root_of_the_other(swapped, monkeypatch):
+    monkeypatch.setattr(torch.linalg, "eigh", None)
+    x, y = _features(30, f=40, seed=3), _features(90, f=40, seed=4)
+    sides = GaussianStats.of(x), GaussianStats.of(y)
+    root_y = torch.linalg.cholesky(sides[1].cov)
+    overlap = torch.linalg.svdvals((x - x.mean(0)) @ root_y).sum() / 29**0.5
+    gap = (x.mean(0) - y.mean(0)).square().sum()
+    expected = gap + sides[0].cov.trace() + sides[1].cov.trace() - 2 * overlap
+    value = frechet_distance(*(sides[::-1] if swapped else sides))
+    assert value == pytest.approx(expected.item(), rel=1e-12)
+
+
+def test_copied_features_are_rank_deficient_for_any_number_of_samples():
+    """Each feature twice: twice the distance of one copy."""
+    x, y = _features(300, f=30, seed=5), _features(200, f=30, seed=6)
+    once = frechet_distance(GaussianStats.of(x), GaussianStats.of(y))
+    twice = frechet_distance(*(GaussianStats.of(torch.cat([s, s], 1)) for s in (x, y)))
+    assert twice == pytest.approx(2 * once, rel=1e-9)
+
+
+def _unit_gaussian(f):
+    mean = torch.zeros(f, dtype=torch.float64)
+    return GaussianStats(mean, torch.eye(f, dtype=torch.float64), 10**9)
+
+
+def _repeated(measure, times=60, n=400, f=8):
+    """Mean and spread of a measure of samples from N(0.1, 1.1^2)."""
+    values = []
+    for seed in range(times):
+        rng = torch.Generator().manual_seed(seed)
+        x = 1.1 * torch.randn(n, f, generator=rng, dtype=torch.float64) + 0.1
+        values.append(measure(x, _unit_gaussian(f)))
+    return np.mean(values), np.std(values)
+
+
+def test_extrapolation_has_no_bias():
+    true = 8 * (0.1**2 + 0.1**2)
+    plain, spread = _repeated(lambda x, ref: frechet_distance(GaussianStats.of(x), ref))
+    extrapolated, _ = _repeated(lambda x, ref: frechet_infinity(x, ref, seed=1).distance)
+    error = spread / 60**0.5
+    assert plain > true + 6 * error
+    assert extrapolated == pytest.approx(true, abs=3 * error)
+
+
+def test_extrapolation_shows_its_line():
+    x, ref = _features(200), GaussianStats.of(_features(500, seed=1))
+    line = frechet_infinity(x, ref, seed=3, points=5)
+    assert line.counts == (20, 65, 110, 155, 200)
+    assert line.distances[-1] == pytest.approx(frechet_distance(GaussianStats.of(x), ref))
+    inverse = 1 / np.array(line.counts)
+    residue = np.array(line.distances) - line.distance - line.slope * inverse
+    assert residue.sum() == pytest.approx(0, abs=1e-9)  # normal equations of least squares
+    assert residue @ inverse == pytest.approx(0, abs=1e-9)
+
+
+def test_error_is_the_spread_over_repetitions():
+    _, spread = _repeated(lambda x, ref: frechet_distance(GaussianStats.of(x), ref), times=200)
+    error, _ = _repeated(lambda x, ref: frechet_error(x, ref, seed=1), times=40)
+    assert error == pytest.approx(spread, rel=0.15)
+
+
+@pytest.mark.parametrize("measure", [frechet_infinity, frechet_error])
+def test_seed_and_nothing_else_decides(measure, monkeypatch):
+    x, ref = _features(100), _unit_gaussian(6)
+    value = measure(x, ref, 7)
+    assert measure(x, ref, 7) == value
+    assert measure(x, ref, 8) != value
+    monkeypatch.setattr(module, "_ROWS", 3)
+    again = measure(x, ref, 7)
+    assert getattr(again, "distance", again) == pytest.approx(getattr(value, "distance", value))
+
+
+def test_too_few_samples_for_a_line_or_an_error():
+    ref = _unit_gaussian(6)
+    with pytest.raises(NumericsError, match=r"19 samples are too few.*at least 30"):
+        frechet_infinity(_features(19), ref, seed=0)
+    with pytest.raises(NumericsError, match="at least 2"):
+        frechet_error(_features(3), ref, seed=0)
