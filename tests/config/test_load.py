@@ -45,7 +45,7 @@ def refusal(reference, *overrides, schema=DistillConfig):
 def test_presets_are_there():
     assert [name for name, _ in PRESETS] == [
         "imagenet256-l", "imagenet256-xl", "imagenet512-xl", "own-data", "shapes", "shapes-full",
-        "own-data-pretrain", "shapes-pretrain",
+        "own-data-pretrain", "shapes-pretrain", "shapes-vae-pretrain",
     ]  # fmt: skip
 
 
