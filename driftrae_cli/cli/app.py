@@ -35,7 +35,7 @@ from driftrae_cli.errors import (
 )
 
 _RESUMABLE = (distill, encode, fetch, pretrain)
-_SHARED_OUT = (distill,)  # to the processes of `torchrun`
+_SHARED_OUT = (distill, eval_fid, ref_stats)  # to the processes of `torchrun`
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 _OUT_OF_MEMORY = ("MemoryError", "OutOfMemoryError")  # by name: importing torch takes seconds
 
@@ -108,7 +108,7 @@ def _check_processes(command: Callable[..., None]) -> None:
             them.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and command not in _SHARED_OUT:
-        shared = ", ".join(each.__name__ for each in _SHARED_OUT)
+        shared = ", ".join(each.__name__.replace("_", "-") for each in _SHARED_OUT)
         raise ConfigError(
             f"{command.__name__.replace('_', '-')} runs in one process: start it without torchrun "
             f"(which is for {shared})"

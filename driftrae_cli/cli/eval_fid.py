@@ -35,7 +35,9 @@ def eval_fid(
         ),
     ] = None,
     num: Annotated[
-        int, typer.Option(min=2, help="Pictures that a checkpoint draws, with --ref.")
+        int,
+        # Under torchrun `-n`, since `--num` could be short for an option of its own.
+        typer.Option("--num", "-n", min=2, help="Pictures that a checkpoint draws, with --ref."),
     ] = 50_000,
     labels: Annotated[
         str, typer.Option(metavar="balanced|random|FILE", help="Their classes, with --ref.")
@@ -92,16 +94,19 @@ def eval_fid(
       driftrae eval-fid samples.npz --ref ref.safetensors --features dinov2
       torchrun --nproc-per-node 8 -m driftrae_cli eval-fid runs/xl --ref ref.npz
     """
+    from driftrae_cli.engine.world import joined, process_count
+
     if ref is None:
         if features or precision_recall or uncertainty:
             raise ConfigError(
                 "--features, --precision-recall, --uncertainty: say what to compare with, --ref "
                 "FILE or PICTURES"
             )
+        if process_count() > 1:
+            raise ConfigError("scores by --scorer take one process: start it without torchrun")
         _by_scorer(targets, data, per_class, steps, seed, rae, scorer, max_bad, device, json)
         return
     from driftrae_cli.engine.evaluate_pictures import Protocol, evaluate_pictures
-    from driftrae_cli.engine.world import joined
 
     protocol = Protocol(
         reference=ref,

@@ -263,7 +263,7 @@ def _metrics(
     for one, extractor, reference in zip(found, extractors, references, strict=True):
         count = one.stats.count
         title = extractor.title(count)
-        if count <= extractor.features:
+        if count <= extractor.features and world.is_main:
             reporter.message(
                 f"{title}: {count} pictures for {extractor.features} features have a singular "
                 "covariance, so the distance says little; take more pictures"
