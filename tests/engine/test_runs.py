@@ -20,7 +20,7 @@ from driftrae_cli.data.latent_cache import LatentCache
 from driftrae_cli.data.shapes import CLASS_NAMES, render
 from driftrae_cli.engine import distill_watch, pictures, running_evaluation
 from driftrae_cli.engine import train as training
-from driftrae_cli.engine.analyze import analyze
+from driftrae_cli.engine.analyze import AnalysisSettings, analyze
 from driftrae_cli.engine.checkpoint_files import checkpoint_steps
 from driftrae_cli.engine.class_match import labels_for
 from driftrae_cli.engine.distill import distill
@@ -619,10 +619,15 @@ def test_pretraining_makes_models_that_the_other_commands_take(tmp_path: Path) -
         scorer=result.scorer, reporter=NullReporter(), device="cpu",
     ).scores  # fmt: skip
     assert [score.steps for score in scores] == [1, 2]
-    found = analyze(
-        result.rae, data="shapes", classes=2, samples=30, reporter=NullReporter(), device="cpu"
-    )
-    assert 1 / 16 <= found.participation_ratio <= 1
+    measured = AnalysisSettings(
+        data="shapes", classes=2, samples=30, pairs=30, tokens="all", aggregate="paper",
+        trajectories=2, steps=20, seed=0, max_bad=0,
+    )  # fmt: skip
+    [found] = analyze(
+        [result.rae], measured, teachers=[], theorem=False, out=None, overwrite=False,
+        reporter=NullReporter(), device="cpu",
+    ).spaces  # fmt: skip
+    assert found.trajectories and found.trajectories.teacher == result.teacher
     student = _distill(tmp_path / "run", f"teacher={result.teacher}", f"rae={result.rae}")
     assert Path(student).exists()
 

@@ -67,3 +67,51 @@ def test_intervals_are_those_of_a_mean() -> None:
     assert found.low == pytest.approx(found.value - error, abs=0.15 * error)
     assert found.high == pytest.approx(found.value + error, abs=0.15 * error)
     assert estimate(values[:1], seed=0).low is None
+
+
+def test_every_trajectory_has_its_own_class() -> None:
+    seen = []
+
+    def velocity(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        seen.append(y.tolist())
+        return _turning(x, t, y)
+
+    measure_trajectories(_teacher(velocity), [0, 1, 1, 0], 40, 0, NullReporter())
+    assert seen == [[0, 1, 1, 0]] * 40
+
+
+@pytest.mark.parametrize("shift", [3.0, 7.0])
+def test_turning_is_per_time_where_steps_grow(shift: float) -> None:
+    """Half a turn in unit time at every time, whatever the steps are."""
+    found = measure_trajectories(_teacher(_turning, shift), [0], 400, 0, NullReporter())
+    steps = len(found.angle_band.t)
+    # Successive steps differ by up to 2 (shift - 1) / 400; a mean of both is half as far off.
+    rel = 1.2 * (shift - 1) / 400
+    assert found.angle_band.median == pytest.approx([180] * steps, rel=rel)
+
+
+def test_the_single_step_takes_the_first_velocity() -> None:
+    """A quarter of a turn from y_1 to y_0, at 3 t^2 times its mean speed.
+
+    With y_1 = (1, 0): y_0 = (0, -1) and v = (0, 3 pi / 2), so a step misses
+    (-1, 3 pi / 2 - 1).
+    """
+
+    def faster(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return 1.5 * t.square()[:, None, None, None] * _turning(x, t, y)
+
+    found = measure_trajectories(_teacher(faster), [0, 1], 400, 0, NullReporter())
+    missed = math.hypot(1, 1.5 * math.pi - 1) / math.sqrt(2)
+    assert found.one_step_error.value == pytest.approx(missed, rel=0.02)
+
+
+def test_the_band_holds_eight_tenths_of_the_trajectories() -> None:
+    labels = [k % 2 for k in range(21)]
+    teacher = _teacher(_turning)
+    found = measure_trajectories(teacher, labels, 400, 0, NullReporter())
+    radii = teacher.noise(labels, list(range(21)), 0).flatten(1).norm(dim=1)
+    band = found.curvature_band
+    for share, values in ((0.1, band.low), (0.5, band.median), (0.9, band.high)):
+        known = (1 / radii).quantile(share).item()
+        # Towards the ends the sliding window is one-sided.
+        assert values[100:301] == pytest.approx([known] * 201, rel=0.02)
