@@ -59,8 +59,9 @@ def measure_trajectories(
         torch.cat([part.angles for part in parts], 1),
     )
     times = grid.double().cpu()
-    inner = times[1:-1]
-    per_time = (times[:-2] - times[2:]) / 2
+    # Between the velocities of two states lies one step.
+    per_time = times[:-2] - times[1:-1]
+    inner = (times[:-2] + times[1:-1]) / 2
     return TrajectoryResult(
         teacher=teacher.reference,
         teacher_hash=teacher.sha256,

@@ -85,9 +85,7 @@ def test_turning_is_per_time_where_steps_grow(shift: float) -> None:
     """Half a turn in unit time at every time, whatever the steps are."""
     found = measure_trajectories(_teacher(_turning, shift), [0], 400, 0, NullReporter())
     steps = len(found.angle_band.t)
-    # Successive steps differ by up to 2 (shift - 1) / 400; a mean of both is half as far off.
-    rel = 1.2 * (shift - 1) / 400
-    assert found.angle_band.median == pytest.approx([180] * steps, rel=rel)
+    assert found.angle_band.median == pytest.approx([180] * steps, rel=1e-3)
 
 
 def test_the_single_step_takes_the_first_velocity() -> None:
