@@ -30,7 +30,7 @@ def eval_fid(
     features: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="inception|dinov2|timm:NAME",
+            metavar="inception|dinov2|clip|timm:NAME",
             help="Networks that judge, with --ref; may be repeated.  [default: inception]",
         ),
     ] = None,

@@ -23,7 +23,7 @@ def ref_stats(
     data: Data,
     out: Annotated[Path, typer.Option(metavar="FILE", help="A .safetensors file to write.")],
     features: Annotated[
-        str, typer.Option(metavar="inception|dinov2|timm:NAME", help="Network that judges.")
+        str, typer.Option(metavar="inception|dinov2|clip|timm:NAME", help="Network that judges.")
     ] = "inception",
     resolution: Annotated[int, typer.Option(min=8, help="Rows that pictures are cut to.")] = 256,
     per_class: PerClass = None,

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from driftrae_cli.errors import ConfigError
 from driftrae_cli.fidelity.inception import POOL_FEATURES, Inception, inception_file
-from driftrae_cli.fidelity.timm_features import DINOV2, TIMM, TimmFeatures
+from driftrae_cli.fidelity.timm_features import DINOV2, SECOND_SPACE, TIMM, TimmFeatures
 
-INCEPTION = "inception"
+INCEPTION, CLIP = "inception", "clip"
 _ENOUGH_FOR_FID = 50_000  # pictures; with fewer it is called after their number
 
 
@@ -61,7 +61,7 @@ class Extractor:
 
 
 def open_extractor(name: str, device: torch.device, inception_weights: Path | None) -> Extractor:
-    """Load `inception`, `dinov2` or `timm:MODEL` with its published weights.
+    """Load `inception`, `dinov2`, `clip` or `timm:MODEL` with its published weights.
 
     Args:
         inception_weights: file to use instead of a download.
@@ -81,9 +81,9 @@ def open_extractor(name: str, device: torch.device, inception_weights: Path | No
         with file.open("rb") as content:
             sha256 = hashlib.file_digest(content, "sha256").hexdigest()
         return Extractor(INCEPTION, "FID", POOL_FEATURES, sha256, extract)
-    if name != DINOV2 and not name.startswith(TIMM):
-        raise ConfigError(f"--features {name}: give {INCEPTION}, {DINOV2} or {TIMM}MODEL")
-    model = TimmFeatures.load(name, device)
+    if name not in (DINOV2, CLIP) and not name.startswith(TIMM):
+        raise ConfigError(f"--features {name}: give {INCEPTION}, {DINOV2}, {CLIP} or {TIMM}MODEL")
+    model = TimmFeatures.load(SECOND_SPACE if name == CLIP else name, device)
     return Extractor(
         model.extractor, model.name, model.features, _hash(model.model),
         lambda images: Extracted(model(images.to(device))),

@@ -35,6 +35,7 @@ from driftrae_cli.fidelity.frechet import (
 from driftrae_cli.fidelity.inception_score import inception_score
 from driftrae_cli.fidelity.precision_recall import precision_recall
 from driftrae_cli.fidelity.references import read_reference
+from driftrae_cli.fidelity.timm_features import SECOND_SPACE, TimmFeatures
 
 CPU = torch.device("cpu")
 DEFAULTS = Protocol(
@@ -221,5 +222,21 @@ def test_what_is_wrong_shows_before_anything_is_scored(tmp_path: Path, student: 
 
 
 def test_an_unknown_extractor_is_refused() -> None:
-    with pytest.raises(ConfigError, match="--features vgg: give inception, dinov2 or timm:MODEL"):
+    with pytest.raises(
+        ConfigError, match="--features vgg: give inception, dinov2, clip or timm:MODEL"
+    ):
         open_extractor("vgg", CPU, None)
+
+
+def test_clip_is_the_second_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def load(name: str, device: torch.device) -> TimmFeatures:
+        asked.append(name)
+        raise ConfigError("asked")
+
+    monkeypatch.setattr(TimmFeatures, "load", load)
+    for name in ("clip", "dinov2"):
+        with pytest.raises(ConfigError, match="asked"):
+            open_extractor(name, CPU, None)
+    assert asked == [SECOND_SPACE, "dinov2"]
