@@ -1,5 +1,6 @@
 """Writing files so that a crash leaves the old content or the new, never a piece."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -56,3 +57,19 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic_file(path) as partial:
         partial.write_text(text)
+
+
+def sort_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file in order: the library writes it in a random one.
+
+    Equal content must be equal files, or their SHA-256 says nothing.
+    """
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        if "__metadata__" in header:
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= length, "the tensors begin right behind the header"
+        file.seek(8)
+        file.write(text.ljust(length))

@@ -39,9 +39,10 @@ def to_unit(images: Tensor) -> Tensor:
     return images.float() / 255
 
 
-def to_uint8(images: Tensor) -> Tensor:
-    """Pictures in [0, 1], clamped, as uint8 by rounding to nearest."""
-    return (images.float().clamp(0, 1) * 255).round().to(torch.uint8)
+def to_uint8(images: Tensor, *, floor: bool = False) -> Tensor:
+    """Pictures in [0, 1], clamped, as uint8 by rounding to nearest, or down."""
+    values = images.float().clamp(0, 1) * 255
+    return (values if floor else values.round()).to(torch.uint8)
 
 
 def read_all(source: ImageSource, *, workers: int, bad: BadFiles) -> LabeledImages:

@@ -7,8 +7,8 @@ weights. What we saw for d = 16 ... 2048 and tau = 0.02 ... 1, distances in unit
 - Both limits are reached, at speeds that depend on tau. `3 |V-|^2 / r^2` is about
   `1 + 0.8 / (tau^2 d)` once that is below 2, whatever r. `d |V+|^2` is about
   `1 + 4 / (tau r d)^2` likewise, for `r sqrt(d)` well above 1. The repulsion is the slow one.
-- At tau = 1 and 0.2 both are within 5 % of the limits from d = 256. At tau = 0.05 the repulsion
-  is 1.55 times its limit at d = 256 and 1.07 times at 2048.
+- At tau = 1 and 0.2 both are within 6 % of the limits from d = 256, with four draws. At
+  tau = 0.05 the repulsion is 1.55 times its limit at d = 256 and 1.07 times at 2048.
 - At tau = 0.02 it does not get there: the repulsion first moves away (3.2 times its limit at
   d = 16, 5.6 times at 128, where one neighbour has all the weight and `|V-|` grows like
   `sqrt(d)`), then falls to 1.4 times at 2048; 5 % would take d of about 20,000. The attraction is

@@ -232,9 +232,9 @@ class Judgement:
         value: here.
         paper_vae, paper_rae: of SD-VAE and of the RAE ([D-RAE] Table 1); None if unpublished.
         shapes_vae, shapes_rae: of the built-in spaces.
-        threshold: below or above which drifting is expected to work; None where the statistic
+        threshold: below or above which drifting is expected to work; empty where the statistic
             is shown only.
-        says: `suited`, `not suited`, `doubtful` or ``.
+        says: `suited`, `not suited`, `doubtful`, or nothing where it is not judged.
     """
 
     statistic: str

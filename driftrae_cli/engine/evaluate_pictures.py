@@ -151,13 +151,15 @@ def evaluate_pictures(
     sets = [
         pictures for target in targets for pictures in _open(target, protocol, rae, reporter, world)
     ]
-    references = {
-        (extractor.name, pictures.size, pictures.crop): open_reference(
-            protocol.reference, pictures, extractor, protocol.max_bad, reporter, world
-        )
-        for extractor in extractors
-        for pictures in sets
-    }
+    references: dict[tuple[str, int, str], Reference] = {}
+    for extractor in extractors:
+        for pictures in sets:
+            key = (extractor.name, pictures.size, pictures.crop)
+            if key not in references:  # reading hashes and checks a large file
+                references[key] = open_reference(
+                    protocol.reference, pictures, extractor, protocol.max_bad, reporter, world
+                )
+    real: dict[tuple[str, str | None], Tensor] = {}
     scores = []
     for pictures in sets:
         own = [references[e.name, pictures.size, pictures.crop] for e in extractors]
@@ -171,7 +173,7 @@ def evaluate_pictures(
         began = time.perf_counter()
         keep = protocol.precision_recall or protocol.uncertainty
         found = go_through(pictures, extractors, reporter, world, keep=keep)
-        metrics = tuple(_metrics(found, extractors, own, protocol, reporter, world))
+        metrics = tuple(_metrics(found, extractors, own, protocol, real, reporter, world))
         count = found[0].stats.count
         about = {
             "name": pictures.name,
@@ -257,9 +259,14 @@ def _metrics(
     extractors: Sequence[Extractor],
     references: Sequence[Reference],
     protocol: Protocol,
+    real: dict[tuple[str, str | None], Tensor],
     reporter: Reporter,
     world: World,
 ) -> Iterator[Metric]:
+    """
+    Args:
+        real: receives the features of real pictures, which all sets are compared with.
+    """
     for one, extractor, reference in zip(found, extractors, references, strict=True):
         count = one.stats.count
         title = extractor.title(count)
@@ -277,7 +284,10 @@ def _metrics(
         if one.sums:
             yield Metric("IS", one.sums.score().mean)
         if protocol.precision_recall:
-            yield from _precision_recall(one, extractor, reference, reporter, world)
+            key = (extractor.name, reference.sha256)
+            if key not in real:
+                real[key] = _features(reference, extractor, reporter, world)
+            yield from _precision_recall(one, real[key], extractor, world)
 
 
 def _uncertainty(
@@ -292,13 +302,8 @@ def _uncertainty(
 
 
 def _precision_recall(
-    found: FeatureStatistics,
-    extractor: Extractor,
-    reference: Reference,
-    reporter: Reporter,
-    world: World,
+    found: FeatureStatistics, real: Tensor, extractor: Extractor, world: World
 ) -> Iterator[Metric]:
-    real = _features(reference, extractor, reporter, world)
     assert found.features is not None, "they were kept for this"
     device = world.device
     both = precision_recall(found.features.to(device), real.to(device))

@@ -3,7 +3,6 @@
 Legend: b pictures of a batch, F features, S spatial features, K classes.
 """
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from driftrae_cli.engine.digest import weights_digest
 from driftrae_cli.errors import ConfigError
 from driftrae_cli.fidelity.inception import POOL_FEATURES, Inception, inception_file
 from driftrae_cli.fidelity.timm_features import DINOV2, SECOND_SPACE, TIMM, TimmFeatures
+from driftrae_cli.hub import LocalFile
 
 INCEPTION, CLIP = "inception", "clip"
 _ENOUGH_FOR_FID = 50_000  # pictures; with fewer it is called after their number
@@ -78,22 +79,11 @@ def open_extractor(name: str, device: torch.device, inception_weights: Path | No
             found = net(images)
             return Extracted(found.pool, found.spatial, found.logits)
 
-        with file.open("rb") as content:
-            sha256 = hashlib.file_digest(content, "sha256").hexdigest()
-        return Extractor(INCEPTION, "FID", POOL_FEATURES, sha256, extract)
+        return Extractor(INCEPTION, "FID", POOL_FEATURES, LocalFile(file).sha256, extract)
     if name not in (DINOV2, CLIP) and not name.startswith(TIMM):
         raise ConfigError(f"--features {name}: give {INCEPTION}, {DINOV2}, {CLIP} or {TIMM}MODEL")
     model = TimmFeatures.load(SECOND_SPACE if name == CLIP else name, device)
     return Extractor(
-        model.extractor, model.name, model.features, _hash(model.model),
+        model.extractor, model.name, model.features, weights_digest(model.model),
         lambda images: Extracted(model(images.to(device))),
     )  # fmt: skip
-
-
-def _hash(model: torch.nn.Module) -> str:
-    """SHA-256 of weights that came without a file of their own."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -19,6 +19,7 @@ from driftrae_cli.engine.runtime import sample_noise
 from driftrae_cli.engine.spaces import Space
 from driftrae_cli.engine.teacher import TEACHER_FILE
 from driftrae_cli.errors import ConfigError
+from driftrae_cli.models.generator import OneStepGenerator
 
 AUTO, NONE = "auto", "none"
 _OF_BUILT_IN = {"shapes-rae": "shapes-teacher", "shapes-vae": "shapes-vae-teacher"}
@@ -53,11 +54,10 @@ class FlowTeacher:
     @torch.no_grad()
     def one_step(self, z_BDHW: Tensor, label: int) -> Tensor:
         """`z - v(z, 1, class)`, [B, D, H, W]."""
-        parts = []
-        for z in z_BDHW.split(_BATCH):
-            t_B = torch.ones(len(z), device=self.device)
-            parts.append(z - self.velocity(z, t_B, torch.full_like(t_B, label, dtype=torch.long)))
-        return torch.cat(parts)
+        labels_B = torch.full((len(z_BDHW),), label, device=self.device)
+        make = OneStepGenerator(self.velocity)
+        parts = zip(z_BDHW.split(_BATCH), labels_B.split(_BATCH), strict=True)
+        return torch.cat([make(z, y) for z, y in parts])
 
     def noise(self, labels: list[int], indices: list[int], seed: int) -> Tensor:
         """Where trajectories begin, [B, D, H, W]; each depends on `(seed, k, class)` alone."""

@@ -4,8 +4,6 @@ Legend: N pictures, D latent channels, H, W latent rows and columns.
 """
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 
 from driftrae_cli.data.crop import CROP
 from driftrae_cli.data.images import LabeledImages, to_unit
+from driftrae_cli.engine.digest import weights_digest
 from driftrae_cli.engine.report import Reporter
 from driftrae_cli.errors import NumericsError
 from driftrae_cli.models.rae import RAE
@@ -121,10 +120,10 @@ def encoding_settings(rae: RAE) -> dict[str, str]:
     The decoder has no part in it.
     """
     config = rae.config
-    posterior = {"posterior": _hash(rae.posterior, {})} if rae.posterior else {}
+    posterior = {"posterior": weights_digest(rae.posterior)} if rae.posterior else {}
     return {
-        "encoder": _hash(rae.encoder, dataclasses.asdict(config.encoder)),
-        "latent statistics": _hash(_buffers(rae), {"eps": config.eps}),
+        "encoder": weights_digest(rae.encoder, dataclasses.asdict(config.encoder)),
+        "latent statistics": weights_digest(_buffers(rae), {"eps": config.eps}),
         "pixel statistics": f"{list(config.image_mean)}, {list(config.image_std)}",
         "encoder's input size": str(config.input_size),
         "picture size": str(config.image_size),
@@ -138,12 +137,3 @@ def _buffers(rae: RAE) -> nn.Module:
     holder.register_buffer("mean", rae.latent_mean)
     holder.register_buffer("var", rae.latent_var)
     return holder
-
-
-def _hash(module: nn.Module, config: dict[str, object]) -> str:
-    """SHA-256 of a network's shape and weights, whatever file they are in."""
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

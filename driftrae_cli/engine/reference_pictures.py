@@ -1,13 +1,12 @@
 """What pictures are compared with: a file of statistics, or real pictures that are measured."""
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from driftrae_cli.data.reading import BadFiles
 from driftrae_cli.data.sources import SHAPES
 from driftrae_cli.engine.build import DataConfig
+from driftrae_cli.engine.digest import digest_of
 from driftrae_cli.engine.evaluate import REFERENCE_SEED
 from driftrae_cli.engine.extractors import INCEPTION, Extractor
 from driftrae_cli.engine.feature_statistics import FeatureStatistics, go_through
@@ -149,7 +148,7 @@ def _measured(
     data = DataConfig(source=given, per_class=drawn, seed=REFERENCE_SEED, max_bad=max_bad)
     pictures = _pictures(data, size, reporter)
     made_of = {**pictures.identity, "extractor": extractor.sha256, "size": str(size)}
-    key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:32]
+    key = digest_of(made_of)[:32]
     file = cache_folder() / "references" / f"{key}.safetensors"
     if not world.share(file.exists()):
         [found] = go_through(pictures, [extractor], reporter, world)

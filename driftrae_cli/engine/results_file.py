@@ -1,12 +1,12 @@
 """`results.jsonl`: every number that `eval-fid` has found, with all it takes to find it again."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from driftrae_cli.engine.digest import digest_of
 from driftrae_cli.errors import OutputError
 from driftrae_cli.files import make_folder
 
@@ -28,17 +28,12 @@ class Record:
     @property
     def key(self) -> str:
         """Equal requests have equal keys."""
-        return key_of(self.request)
-
-
-def key_of(request: Mapping[str, Any]) -> str:
-    """SHA-256 of a request."""
-    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+        return digest_of(self.request)
 
 
 def find(file: Path, request: Mapping[str, Any]) -> Record | None:
     """The newest record of this very request; None if there is none."""
-    wanted = key_of(request)
+    wanted = digest_of(request)
     found = [record for record in _records(file) if record.key == wanted]
     return found[-1] if found else None
 

@@ -140,9 +140,7 @@ def finite_pictures(images: Tensor, maker: str, rounding: str = ROUND) -> Tensor
             f"the {maker} makes pictures that are not finite: weights are damaged, or training "
             "diverged. Use an earlier checkpoint, or copy or download the weights again."
         )
-    if rounding == FLOOR:
-        return (images.float().clamp(0, 1) * 255).to(torch.uint8).cpu()
-    return to_uint8(images).cpu()
+    return to_uint8(images, floor=rounding == FLOOR).cpu()
 
 
 @dataclass(frozen=True)

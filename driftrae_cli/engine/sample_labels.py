@@ -3,8 +3,6 @@
 Legend: N pictures.
 """
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from driftrae_cli.engine.digest import digest_of
 from driftrae_cli.engine.runtime import generator
 from driftrae_cli.errors import ConfigError
 
@@ -44,7 +43,7 @@ class LabelPlan:
 
     def digest(self) -> str:
         """SHA-256 of the labels in their order, from which the rest follows."""
-        return hashlib.sha256(json.dumps(self.labels).encode()).hexdigest()
+        return digest_of(self.labels)
 
     def shuffled(self, seed: int) -> "LabelPlan":
         """The same pictures in an order that depends on the seed and their count alone."""

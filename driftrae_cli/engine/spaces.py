@@ -3,8 +3,6 @@
 Legend: N pictures, D latent channels, H, W latent rows and columns.
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from driftrae_cli.data.latent_cache import LatentCache, is_cache
 from driftrae_cli.data.reading import BadFiles, read_batches
 from driftrae_cli.data.sampler import ClassIndex
 from driftrae_cli.engine.build import DataConfig
+from driftrae_cli.engine.digest import digest_of
 from driftrae_cli.engine.latent_data import (
     OpenData,
     check_data_exists,
@@ -129,7 +128,7 @@ def open_space(
         is_numbered(pictures, source),
         source.fingerprint,
     )
-    source_hash = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    source_hash = digest_of(settings)
     return Space(reference, encoder.latent_shape, data, encoder, source_hash, device, bad)
 
 

@@ -4,7 +4,6 @@ Legend: N pictures, F features.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from driftrae_cli.fidelity.array_files import (
     read_numbers,
 )
 from driftrae_cli.fidelity.frechet import GaussianStats
-from driftrae_cli.files import atomic_file
+from driftrae_cli.files import atomic_file, sort_metadata
 
 ADM_SPATIAL_FEATURES = 2023  # 7 channels of `mixed_6`, 17 x 17 positions
 KIND = "reference"  # in the header of our files
@@ -165,19 +164,10 @@ def write_reference(path: Path, reference: Reference) -> None:
     if reference.count is not None:
         entries["count"] = str(reference.count)
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    content = _in_order(safetensors.torch.save(ready, entries))
+    content = safetensors.torch.save(ready, entries)
     with atomic_file(path) as partial:
         partial.write_bytes(content)
-
-
-def _in_order(content: bytes) -> bytes:
-    """safetensors writes the header's entries in a random order."""
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:end])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text = text.ljust(-(-len(text) // 8) * 8)  # tensors begin at a multiple of 8
-    return len(text).to_bytes(8, "little") + text + content[end:]
+        sort_metadata(partial)
 
 
 def read_reference(path: Path) -> Reference:

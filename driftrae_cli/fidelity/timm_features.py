@@ -285,8 +285,8 @@ def _out_of_reach(name: str, error: Exception) -> str:
     return (
         f"{name}: its weights could not be downloaded from the Hugging Face Hub "
         f"({_first_line(error)})\n"
-        f"Without network: run 'hf download {config.hf_hub_id} {_FILE}' where there is one, copy "
-        "the file here, and name it as the weights of these features."
+        f"Without network: run 'hf download {config.hf_hub_id} {_FILE}' where there is one, and "
+        "copy what it leaves in ~/.cache/huggingface/hub to the same place here."
     )
 
 

@@ -3,13 +3,15 @@
 Legend: B batch, D latent channels, H, W latent rows and columns.
 """
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 
 class OneStepGenerator(nn.Module):
     """`G(z) = z - v(z, t = 1, class)`, started from a teacher ([D-RAE] eq. 8)."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         super().__init__()
         self.net = net
 

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from driftrae_cli.errors import WeightsError
-from driftrae_cli.files import atomic_file
+from driftrae_cli.files import atomic_file, sort_metadata
 
 if TYPE_CHECKING:  # the encoder's module imports timm, which takes seconds
     from _typeshed import DataclassInstance
@@ -91,7 +91,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
             save_file(ready, partial, metadata)
         except SafetensorError as error:  # it wraps what the operating system says
             raise OSError(str(error)) from error
-        _sort_metadata(partial)
+        sort_metadata(partial)
         partial.chmod(mode)  # safetensors leaves a file that only its owner may read
 
 
@@ -105,22 +105,6 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         result[name] = ready.clone() if memory in taken else ready
         taken.add(memory)
     return result
-
-
-def _sort_metadata(path: Path) -> None:
-    """Put the header's metadata in order: safetensors writes it in a random one.
-
-    Equal models must be equal files, or their SHA-256 says nothing.
-    """
-    with path.open("r+b") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        if "__metadata__" in header:
-            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        assert len(text) <= length, "the tensors begin right behind the header"
-        file.seek(8)
-        file.write(text.ljust(length))
 
 
 def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
