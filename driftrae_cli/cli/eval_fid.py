@@ -1,50 +1,81 @@
 """`driftrae eval-fid`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from driftrae_cli.cli.options import Data, Device, InceptionWeights, Json, MaxBad, RAERef, Seed
+from driftrae_cli.cli.options import (
+    FEATURES,
+    Device,
+    GuidanceInterval,
+    Guide,
+    InceptionWeights,
+    Json,
+    MaxBad,
+    RAERef,
+    Seed,
+)
 from driftrae_cli.cli.output import print_result, print_scores
 from driftrae_cli.cli.progress import reporter
 from driftrae_cli.errors import ConfigError
 
+_ALBUM, _NEAREST = "--album", "--nearest"
+
 
 def eval_fid(
     targets: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="CHECKPOINT|PICTURES...",
-            help="Files, runs, known names or hf:// references; with --ref also folders, tars "
-            "and .npz files of pictures.",
-        ),
-    ],
-    ref: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NPZ|SAFETENSORS|PICTURES",
-            help="Compare with this by published metrics.  [default: --data, by --scorer]",
+            help="Files, runs, known names or hf:// references; folders, tars and .npz files of "
+            "pictures.",
         ),
     ] = None,
+    ref: Annotated[
+        str,
+        typer.Option(
+            metavar="NPZ|SAFETENSORS|PICTURES", help="Compare with these statistics or pictures."
+        ),
+    ] = "shapes",
     features: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="inception|dinov2|clip|timm:NAME",
-            help="Networks that judge, with --ref; may be repeated.  [default: inception]",
+            metavar=FEATURES,
+            help="Networks that judge; may be repeated.  [default: inception; for shapes "
+            "scorer:shapes-scorer]",
         ),
     ] = None,
     num: Annotated[
-        int,
+        int | None,
         # Under torchrun `-n`, since `--num` could be short for an option of its own.
-        typer.Option("--num", "-n", min=2, help="Pictures that a checkpoint draws, with --ref."),
-    ] = 50_000,
+        typer.Option(
+            "--num",
+            "-n",
+            min=2,
+            help="Pictures that a checkpoint draws.  [default: 50000; for shapes 2000]",
+        ),
+    ] = None,
     labels: Annotated[
-        str, typer.Option(metavar="balanced|random|FILE", help="Their classes, with --ref.")
+        str, typer.Option(metavar="balanced|random|FILE", help="Their classes.")
     ] = "balanced",
+    steps: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Solver steps of teachers; may be repeated.  [default: 50]"),
+    ] = None,
+    guidance: Annotated[
+        list[float] | None,
+        typer.Option(
+            metavar="SCALE", min=0, help="Of teachers, 1 is none; may be repeated.  [default: none]"
+        ),
+    ] = None,
+    guide: Guide = None,
+    guidance_interval: GuidanceInterval = None,
+    seed: Seed = 0,
     rounding: Annotated[
-        str, typer.Option(metavar="round|floor", help="Of their values, with --ref.")
+        str, typer.Option(metavar="round|floor", help="From decoded values to whole ones.")
     ] = "round",
+    rae: RAERef = None,
     precision_recall: Annotated[
         bool, typer.Option("--precision-recall", help="Compare sample by sample too.")
     ] = False,
@@ -53,38 +84,47 @@ def eval_fid(
         typer.Option("--uncertainty", help="Standard error, and the limit of many pictures."),
     ] = False,
     resolution: Annotated[
-        int, typer.Option(min=8, help="Rows that pictures in files are cut to, with --ref.")
-    ] = 256,
-    inception_weights: InceptionWeights = None,
-    results: Annotated[
-        Path, typer.Option(metavar="FILE", help="Where numbers are kept, with --ref.")
-    ] = Path("results.jsonl"),
-    force: Annotated[bool, typer.Option("--force", help="Score again what is kept.")] = False,
-    steps: Annotated[
-        list[int] | None,
+        int | None,
         typer.Option(
-            min=1, help="Solver steps of teachers; repeat it to score several.  [default: 50]"
+            min=8, help="Rows that pictures in files are cut to.  [default: 256; for shapes 32]"
         ),
     ] = None,
-    seed: Seed = 0,
-    rae: RAERef = None,
-    data: Data = "shapes",
-    per_class: Annotated[
-        int, typer.Option(min=2, help="Pictures of each class, generated and real, by --scorer.")
-    ] = 500,
-    scorer: Annotated[str, typer.Option(metavar="REF", help="Scoring network.")] = "shapes-scorer",
+    inception_weights: InceptionWeights = None,
     max_bad: MaxBad = 10,
+    album: Annotated[
+        Path | None,
+        typer.Option(_ALBUM, metavar="DIR", help="Folder for a grid of random samples of each."),
+    ] = None,
+    nearest: Annotated[
+        int,
+        typer.Option(
+            _NEAREST, min=0, max=16, help="Real pictures beside the samples nearest to any."
+        ),
+    ] = 0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace pictures in --album.")
+    ] = False,
+    results: Annotated[Path, typer.Option(metavar="FILE", help="Where numbers are kept.")] = Path(
+        "results.jsonl"
+    ),
+    force: Annotated[bool, typer.Option("--force", help="Score again what is kept.")] = False,
+    self_test: Annotated[
+        bool,
+        typer.Option("--self-test", help="Score the ADM evaluator's own samples (4 GB, a GPU)."),
+    ] = False,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Score pictures, by published metrics or a scoring network.
+    """Score checkpoints and pictures in files.
 
-    FID, sFID, Inception score, precision, recall, FD-DINOv2 and others.
+    FID, sFID, Inception score, precision, recall, FD-DINOv2 and others, against
+    real pictures or published statistics; for the built-in shapes the Fréchet
+    distance and class accuracy of a scoring network.
 
-    With --ref, pictures are compared with statistics or real pictures; results.jsonl keeps every
-    number with all it takes to find it again, and answers the same question the next time.
-    Without it, checkpoints are scored by --scorer against real pictures of --data: Fréchet
-    distance, and the share recognised as their class.
+    --results keeps every number with all it takes to find it again, and
+    answers the same question the next time. --nearest shows whether samples
+    are copies of real pictures, by distance in the first of --features.
+    --self-test compares this installation with published numbers.
 
     \b
     Examples:
@@ -92,28 +132,34 @@ def eval_fid(
       driftrae eval-fid shapes-teacher --steps 1 --steps 10 --steps 50
       driftrae eval-fid runs/xl --ref VIRTUAL_imagenet256_labeled.npz --precision-recall
       driftrae eval-fid samples.npz --ref ref.safetensors --features dinov2
+      driftrae eval-fid runs/own --ref photos/ --features clip --album album --nearest 4
+      driftrae eval-fid ditdh-xl-256 --ref ref.npz --guidance 1 --guidance 1.42 --guide ditdh-s-256
       torchrun --nproc-per-node 8 -m driftrae_cli eval-fid runs/xl --ref ref.npz
     """
-    from driftrae_cli.engine.world import joined, process_count
+    from driftrae_cli.engine.world import joined
 
-    if ref is None:
-        if features or precision_recall or uncertainty:
-            raise ConfigError(
-                "--features, --precision-recall, --uncertainty: say what to compare with, --ref "
-                "FILE or PICTURES"
-            )
-        if process_count() > 1:
-            raise ConfigError("scores by --scorer take one process: start it without torchrun")
-        _by_scorer(targets, data, per_class, steps, seed, rae, scorer, max_bad, device, json)
+    if self_test:
+        if targets:
+            raise ConfigError(f"--self-test: scores its own pictures; leave out {targets[0]}")
+        with reporter() as progress, joined(device) as world:
+            _self_test(inception_weights, progress, world, json)
         return
-    from driftrae_cli.engine.evaluate_pictures import Protocol, evaluate_pictures
+    if not targets:
+        raise ConfigError("say what to score: checkpoints or pictures, or --self-test")
+    if nearest and album is None:
+        raise ConfigError(f"{_NEAREST} {nearest}: say with {_ALBUM} DIR where the pictures go")
+    from driftrae_cli.engine.album import Album
+    from driftrae_cli.engine.evaluate import evaluate
+    from driftrae_cli.engine.guidance import GuidanceOptions
+    from driftrae_cli.engine.protocol import Protocol
 
     protocol = Protocol(
         reference=ref,
-        features=tuple(features or ["inception"]),
+        features=tuple(features or ()),
         num=num,
         labels=labels,
         steps=tuple(steps) if steps else None,
+        guidance=GuidanceOptions(tuple(guidance or ()), guide, guidance_interval),
         seed=seed,
         rounding=rounding,
         precision_recall=precision_recall,
@@ -123,12 +169,13 @@ def eval_fid(
         max_bad=max_bad,
     )
     with reporter() as progress, joined(device) as world:
-        result = evaluate_pictures(
+        result = evaluate(
             targets,
             protocol,
             rae=rae,
             results=results,
             force=force,
+            album=Album(album, nearest, overwrite) if album else None,
             reporter=progress,
             world=world,
         )
@@ -137,31 +184,10 @@ def eval_fid(
         print_scores(result, as_json=json)
 
 
-def _by_scorer(
-    targets: list[str],
-    data: str,
-    per_class: int,
-    steps: list[int] | None,
-    seed: int,
-    rae: str | None,
-    scorer: str,
-    max_bad: int,
-    device: str,
-    json: bool,
-) -> None:
-    from driftrae_cli.engine.evaluate import evaluate
+def _self_test(inception_weights: Path | None, progress: Any, world: Any, json: bool) -> None:
+    from driftrae_cli.engine.self_test import self_test
 
-    with reporter() as progress:
-        result = evaluate(
-            targets,
-            data=data,
-            per_class=per_class,
-            steps=steps or None,
-            seed=seed,
-            rae=rae,
-            scorer=scorer,
-            max_bad=max_bad,
-            reporter=progress,
-            device=device,
-        )
-    print_result(result, as_json=json)
+    result = self_test(inception_weights=inception_weights, reporter=progress, world=world)
+    if world.is_main:
+        print_result(result, as_json=json)
+    result.require()

@@ -61,10 +61,25 @@ Workers = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace --out.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the noise.")]
+Guide = Annotated[
+    str | None,
+    typer.Option(
+        "--guide", metavar="REF", help="Weaker teacher to lead away from.  [default: none]"
+    ),
+]
+GuidanceInterval = Annotated[
+    tuple[float, float] | None,
+    typer.Option(
+        "--guidance-interval",
+        metavar="LOW HIGH",
+        help="Times that are guided, from 0 (data) to 1 (noise).  [default: 0 1]",
+    ),
+]
 RAERef = Annotated[
     str | None,
     typer.Option("--rae", metavar="REF", help="Autoencoder.  [default: the checkpoint's own]"),
 ]
+FEATURES = "inception|dinov2|clip|timm:NAME|scorer:REF|rae:REF"  # networks that judge
 InceptionWeights = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Weights of Inception.  [default: downloaded]"),

@@ -125,6 +125,8 @@ def print_scores(result: Any, *, as_json: bool) -> None:
         table.add_row(*map(Text, cells), Text("as before" if row.known else ""))
     out.print(Text(f"reference  {result.reference}"))
     out.print(Text(f"results    {result.results}"))
+    if result.album:
+        out.print(Text(f"album      {result.album}"))
     out.print(table)
 
 

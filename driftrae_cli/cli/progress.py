@@ -27,8 +27,7 @@ _KINDS = (
     "field",
     "diversity",
     "samples_per_second",
-    "eval/frechet_distance",
-    "eval/class_accuracy",
+    "eval",
     "grad_norm",
     "memory_gb",
 )
@@ -71,8 +70,8 @@ def _of_kind(kind: str, names: Collection[str]) -> list[str]:
 
 
 def _kind(name: str) -> str:
-    """What a number is, without the sizes and counts in its name."""
-    return "field" if name.startswith("field/") else name.partition("-")[0]
+    """What a number is, without sizes, counts and networks in its name."""
+    return name.partition("/")[0]
 
 
 def _temperature(field: str) -> float:

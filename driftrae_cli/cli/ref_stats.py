@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from driftrae_cli.cli.options import (
+    FEATURES,
     Data,
     Device,
     InceptionWeights,
@@ -23,7 +24,7 @@ def ref_stats(
     data: Data,
     out: Annotated[Path, typer.Option(metavar="FILE", help="A .safetensors file to write.")],
     features: Annotated[
-        str, typer.Option(metavar="inception|dinov2|clip|timm:NAME", help="Network that judges.")
+        str, typer.Option(metavar=FEATURES, help="Network that judges.")
     ] = "inception",
     resolution: Annotated[int, typer.Option(min=8, help="Rows that pictures are cut to.")] = 256,
     per_class: PerClass = None,
@@ -43,13 +44,13 @@ def ref_stats(
       driftrae ref-stats --data imagenet/train --out imagenet256.safetensors
       driftrae ref-stats --data photos/ --features dinov2 --keep-features --out photos.safetensors
     """
-    from driftrae_cli.engine.extractors import open_extractor
+    from driftrae_cli.engine.extractors import open_extractors
     from driftrae_cli.engine.reference_pictures import make_reference
     from driftrae_cli.engine.world import joined
 
     pictures = DataConfig(source=data, per_class=per_class, max_bad=max_bad)
     with reporter() as progress, joined(device) as world:
-        extractor = open_extractor(features, world.device, inception_weights)
+        [extractor] = open_extractors([features], inception_weights, progress, world)
         result = make_reference(
             pictures,
             resolution,

@@ -98,15 +98,16 @@ class EvalConfig:
     """Scoring the averaged student while it trains."""
 
     every: int = setting(0, "steps between two scores; 0 for none", min=0, may_change=True)
-    per_class: int = setting(
-        50, "pictures of each class, generated and real", min=2, may_change=True
+    num: int = setting(
+        5000, "pictures drawn, less what does not divide by the classes", min=2, may_change=True
     )
-    scorer: str = setting(
-        "shapes-scorer", "scoring network that knows the classes", may_change=True
+    features: tuple[str, ...] = setting(
+        ("inception",), "networks that judge, as of eval-fid --features", may_change=True
     )
-    data: str | None = setting(
-        None, "real pictures to compare with; by default data.source", may_change=True
-    )
+    reference: str | None = setting(
+        None, "what they are compared with, as eval-fid --ref; by default data.source",
+        may_change=True,
+    )  # fmt: skip
 
 
 def _falling(final: float, start: float) -> list[Contradiction]:

@@ -3,20 +3,30 @@
 Legend: b pictures of a batch, F features, S spatial features, K classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from driftrae_cli.data.images import to_unit
 from driftrae_cli.engine.digest import weights_digest
-from driftrae_cli.errors import ConfigError
+from driftrae_cli.engine.load import load_rae
+from driftrae_cli.engine.obtain import obtain
+from driftrae_cli.engine.report import Reporter
+from driftrae_cli.engine.world import World
+from driftrae_cli.errors import ConfigError, NumericsError, WeightsError
 from driftrae_cli.fidelity.inception import POOL_FEATURES, Inception, inception_file
 from driftrae_cli.fidelity.timm_features import DINOV2, SECOND_SPACE, TIMM, TimmFeatures
 from driftrae_cli.hub import LocalFile
+from driftrae_cli.models.feature_net import FeatureNet
+from driftrae_cli.models.weights import load_model
 
 INCEPTION, CLIP = "inception", "clip"
+SCORER, RAE = "scorer:", "rae:"  # before the reference of a model
+SHAPES_SCORER = f"{SCORER}shapes-scorer"
 _ENOUGH_FOR_FID = 50_000  # pictures; with fewer it is called after their number
 
 
@@ -28,11 +38,13 @@ class Extracted:
         features: [b, F].
         spatial: [b, S], for sFID.
         logits: [b, K], for the Inception score.
+        classes: [b] what the pictures are taken for, for class accuracy.
     """
 
     features: Tensor
     spatial: Tensor | None = None
     logits: Tensor | None = None
+    classes: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,8 @@ class Extractor:
         features: F.
         sha256: of its weights.
         extract: of pictures [b, 3, H, W] uint8.
+        classes: K of the classes that it tells apart, counted as the data's; None if it tells
+            none apart, or others.
     """
 
     name: str
@@ -52,6 +66,12 @@ class Extractor:
     features: int
     sha256: str
     extract: Callable[[Tensor], Extracted]
+    classes: int | None = None
+
+    @property
+    def accuracy(self) -> str:
+        """What the share of pictures that it takes for what they were made for is called."""
+        return self.distance.replace("FD-", "accuracy-", 1)
 
     def title(self, pictures: int) -> str:
         """What the distance from so many pictures is called: it is FID with 50,000 only."""
@@ -61,29 +81,99 @@ class Extractor:
         return f"{self.distance}-{pictures if rest or not thousands else f'{thousands}k'}"
 
 
-def open_extractor(name: str, device: torch.device, inception_weights: Path | None) -> Extractor:
-    """Load `inception`, `dinov2`, `clip` or `timm:MODEL` with its published weights.
+def open_extractors(
+    names: Sequence[str], inception_weights: Path | None, reporter: Reporter, world: World
+) -> list[Extractor]:
+    """Extractors by name, each once. Collective: one process downloads.
+
+    Raises:
+        ConfigError, HubError, WeightsError: see `open_extractor`.
+    """
+    return [
+        world.main_first(partial(open_extractor, name, world.device, inception_weights, reporter))
+        for name in dict.fromkeys(names)
+    ]
+
+
+def open_extractor(
+    name: str, device: torch.device, inception_weights: Path | None, reporter: Reporter
+) -> Extractor:
+    """Load an extractor with its weights.
 
     Args:
+        name: `inception`, `dinov2`, `clip` or `timm:MODEL` with their published weights;
+            `scorer:REF`, a scoring network of ours; or `rae:REF`, an autoencoder, whose features
+            are normalised latents of the encoded pictures, averaged over the tokens.
         inception_weights: file to use instead of a download.
 
     Raises:
         ConfigError: no such extractor.
-        WeightsError: its weights cannot be had.
+        HubError, WeightsError: its weights cannot be had, or are of another kind.
     """
     if name == INCEPTION:
-        file = inception_file(inception_weights)
-        net = Inception.load(file, device)
-
-        def extract(images: Tensor) -> Extracted:
-            found = net(images)
-            return Extracted(found.pool, found.spatial, found.logits)
-
-        return Extractor(INCEPTION, "FID", POOL_FEATURES, LocalFile(file).sha256, extract)
+        return _inception(inception_file(inception_weights), device)
+    if name.startswith(SCORER):
+        return _scorer(name, device, reporter)
+    if name.startswith(RAE):
+        return _autoencoder(name, device, reporter)
     if name not in (DINOV2, CLIP) and not name.startswith(TIMM):
-        raise ConfigError(f"--features {name}: give {INCEPTION}, {DINOV2}, {CLIP} or {TIMM}MODEL")
+        raise ConfigError(
+            f"--features {name}: give {INCEPTION}, {DINOV2}, {CLIP}, {TIMM}MODEL, {SCORER}REF or "
+            f"{RAE}REF"
+        )
     model = TimmFeatures.load(SECOND_SPACE if name == CLIP else name, device)
     return Extractor(
         model.extractor, model.name, model.features, weights_digest(model.model),
         lambda images: Extracted(model(images.to(device))),
     )  # fmt: skip
+
+
+def _inception(file: Path, device: torch.device) -> Extractor:
+    net = Inception.load(file, device)
+
+    def extract(images: Tensor) -> Extracted:
+        found = net(images)
+        return Extracted(found.pool, found.spatial, found.logits)
+
+    return Extractor(INCEPTION, "FID", POOL_FEATURES, LocalFile(file).sha256, extract)
+
+
+def _scorer(name: str, device: torch.device, reporter: Reporter) -> Extractor:
+    reference = name.removeprefix(SCORER)
+    file = obtain(reference, reporter)
+    loaded = load_model(file.path)
+    if not isinstance(loaded.model, FeatureNet):
+        raise WeightsError(f"{reference}: is of kind {loaded.kind}, not a scoring network")
+    net = loaded.model.to(device).eval().requires_grad_(False)
+
+    def extract(images: Tensor) -> Extracted:
+        found = net(to_unit(images.to(device)))
+        return Extracted(found.features, classes=found.logits.argmax(1))
+
+    shape = net.config
+    return Extractor(
+        name, _named_after(reference), shape.widths[-1], file.sha256, extract, shape.num_classes
+    )
+
+
+def _autoencoder(name: str, device: torch.device, reporter: Reporter) -> Extractor:
+    reference = name.removeprefix(RAE)
+    rae = load_rae(reference, device, reporter)
+
+    def extract(images: Tensor) -> Extracted:
+        features = rae.encode(to_unit(images.to(device))).float().mean((2, 3))
+        if not features.isfinite().all():
+            raise NumericsError(
+                f"{name}: latents are not finite; its weights may be damaged, download or copy "
+                "them again"
+            )
+        return Extracted(features)
+
+    sha256 = obtain(reference, reporter).sha256
+    return Extractor(name, _named_after(reference), rae.latent_shape[0], sha256, extract)
+
+
+def _named_after(reference: str) -> str:
+    """What the distance in the features of a model of ours is called."""
+    last = reference.partition("@")[0].rstrip("/").rpartition("/")[2]
+    return f"FD-{last.removesuffix('.safetensors')}"

@@ -6,15 +6,19 @@ process makes; what they found is put together in the order of the processes.
 Legend: N pictures, F features.
 """
 
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from driftrae_cli.engine.extractors import Extracted, Extractor
-from driftrae_cli.engine.picture_sets import PictureSet
+from driftrae_cli.engine.extractors import Extractor
+from driftrae_cli.engine.overlap import overlapped
+from driftrae_cli.engine.picture_sets import Batch, PictureSet
 from driftrae_cli.engine.report import Reporter
 from driftrae_cli.engine.world import World
+from driftrae_cli.errors import DataError, DriftraeError
 from driftrae_cli.fidelity.frechet import GaussianStats
 from driftrae_cli.fidelity.inception_score import ADM_SPLIT, ScoreSums
 
@@ -27,6 +31,8 @@ class FeatureStatistics:
         stats: Gaussian of the features.
         spatial: of the spatial ones; None where there are none.
         sums: of the Inception score; None where there are no logits.
+        right: how many pictures are taken for what they were made for; None where the
+            extractor does not tell, or nobody knows what for.
         features: [N, F] float32 on the CPU, in the order of the pictures; None unless they were
             asked for.
         rows: [N] their positions; likewise.
@@ -35,6 +41,7 @@ class FeatureStatistics:
     stats: GaussianStats
     spatial: GaussianStats | None = None
     sums: ScoreSums | None = None
+    right: int | None = None
     features: Tensor | None = None
     rows: Tensor | None = None
 
@@ -42,22 +49,28 @@ class FeatureStatistics:
 class _Collector:
     """Adds up what one extractor says, batch by batch."""
 
-    def __init__(self, total: int, keep: bool) -> None:
-        self._total, self._keep = total, keep
+    def __init__(self, extractor: Extractor, pictures: PictureSet, keep: bool) -> None:
+        self._extractor, self._keep = extractor, keep
+        self._total, self._labels = pictures.count, pictures.labels
         self._stats: GaussianStats | None = None
         self._spatial: GaussianStats | None = None
         self._sums: ScoreSums | None = None
+        self._right: int | None = None
         self._kept: list[Tensor] = []
         self._rows: list[Tensor] = []
 
-    def add(self, found: Extracted, rows: Tensor) -> None:
-        """A batch, whose pictures have these positions among all."""
+    def add(self, images: Tensor, rows: Tensor) -> None:
+        """A batch of at least one picture, with their positions among all."""
+        found = self._extractor.extract(images)
         self._stats = _updated(self._stats, found.features)
         if found.spatial is not None:
             self._spatial = _updated(self._spatial, found.spatial)
         if found.logits is not None:
             empty = ScoreSums.empty(self._total, found.logits.shape[1], ADM_SPLIT)
             self._sums = (self._sums or empty).update(found.logits.cpu(), rows)
+        if found.classes is not None and self._labels is not None:
+            right = found.classes.cpu() == self._labels[rows]
+            self._right = (self._right or 0) + int(right.sum())
         if self._keep:
             self._kept.append(found.features.float().cpu())
             self._rows.append(rows)
@@ -70,6 +83,7 @@ class _Collector:
             self._stats.cpu(),
             self._spatial.cpu() if self._spatial else None,
             self._sums,
+            self._right,
             torch.cat(self._kept) if self._keep else None,
             torch.cat(self._rows) if self._keep else None,
         )
@@ -79,10 +93,9 @@ def _updated(stats: GaussianStats | None, features: Tensor) -> GaussianStats:
     return stats.update(features) if stats else GaussianStats.of(features)
 
 
-@torch.no_grad()
 def go_through(
     pictures: PictureSet,
-    extractors: list[Extractor],
+    extractors: Sequence[Extractor],
     reporter: Reporter,
     world: World,
     *,
@@ -94,29 +107,59 @@ def go_through(
         keep: whether to keep the features, 4 F bytes a picture.
 
     Raises:
-        DriftraeError: pictures that cannot be read or made.
+        DriftraeError: pictures that cannot be read or made; of one process, raised in all.
     """
-    mine = pictures.parts()[world.rank :: world.size]
-    collectors = [_Collector(pictures.count, keep) for _ in extractors]
-    reporter.start(f"scoring {pictures.name}", sum(map(len, mine)))
+    parts = pictures.parts()
+    mine = parts[world.rank :: world.size]
+    collectors = [_Collector(extractor, pictures, keep) for extractor in extractors]
+    outcome: list[FeatureStatistics | None] | DriftraeError
+    try:
+        _collect(pictures, mine, collectors, reporter, world.device)
+        outcome = [collector.result() for collector in collectors]
+    except DriftraeError as error:
+        outcome = error
+    pictures.catch_up(-(-len(parts) // world.size))
+    shares: list[list[FeatureStatistics | None]] = []
+    for share in world.gather(outcome):
+        if isinstance(share, DriftraeError):
+            raise share
+        shares.append(share)
+    return [_merged(pictures, [share[k] for share in shares]) for k in range(len(extractors))]
+
+
+def _collect(
+    pictures: PictureSet,
+    parts: Sequence[range],
+    collectors: Sequence[_Collector],
+    reporter: Reporter,
+    device: torch.device,
+) -> None:
+    @torch.no_grad()  # which holds for one thread only
+    def add(batch: Batch) -> None:
+        for collector in collectors:
+            if batch.rows:
+                collector.add(batch.images, torch.tensor(batch.rows))
+
+    reporter.start(f"scoring {pictures.name}", sum(map(len, parts)))
     done = 0
-    for part, images in zip(mine, pictures.read(mine), strict=True):
-        rows = torch.arange(part.start, part.start + len(images))
-        for extractor, collector in zip(extractors, collectors, strict=True):
-            if len(images):
-                collector.add(extractor.extract(images), rows)
-        done += len(part)
-        reporter.advance(done, {})
+    with (
+        closing(pictures.read(parts)) as batches,
+        closing(overlapped(batches, add, device)) as added,
+    ):
+        for part, _ in zip(parts, added, strict=True):
+            done += len(part)
+            reporter.advance(done, {})
     reporter.finish()
-    shares = world.gather([collector.result() for collector in collectors])
-    return [_merged([share[k] for share in shares]) for k in range(len(extractors))]
 
 
-def _merged(parts: list[FeatureStatistics | None]) -> FeatureStatistics:
+def _merged(pictures: PictureSet, parts: list[FeatureStatistics | None]) -> FeatureStatistics:
     some = [part for part in parts if part]
+    if not some:
+        raise DataError(f"{pictures.name}: none of its pictures can be read; replace them")
     spatial = [part.spatial for part in some if part.spatial]
     sums = [part.sums for part in some if part.sums]
     features = [part.features for part in some if part.features is not None]
+    right = [part.right for part in some if part.right is not None]
     total = sums[0] if sums else None
     for other in sums[1:]:
         total = total.merge(other) if total else other
@@ -124,6 +167,7 @@ def _merged(parts: list[FeatureStatistics | None]) -> FeatureStatistics:
         GaussianStats.merged(part.stats for part in some),
         GaussianStats.merged(spatial) if spatial else None,
         total,
+        sum(right) if right else None,
         *_in_order(features, [part.rows for part in some if part.rows is not None]),
     )
 

@@ -6,11 +6,11 @@ in advance, so that what takes time is done before it is asked for.
 """
 
 import math
+import threading
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import islice
 from typing import Protocol
 
 import torch
@@ -20,7 +20,8 @@ from driftrae_cli.data.latent_cache import LatentCache
 from driftrae_cli.data.reading import BadFiles, read_batches
 from driftrae_cli.data.sources import ImageSource
 from driftrae_cli.engine.latents import LatentSet, encoded
-from driftrae_cli.engine.runtime import network_precision
+from driftrae_cli.engine.runtime import attention_kernel, network_precision
+from driftrae_cli.errors import DataError
 from driftrae_cli.models.rae import RAE
 
 _STREAM_BATCH = 64  # pictures that one worker decodes, and the encoder takes, at a time
@@ -45,8 +46,13 @@ class LatentData(Protocol):
     def labels(self) -> Tensor: ...
     @property
     def class_names(self) -> tuple[str, ...]: ...
-    def feed(self, rows_at: RowsAt, draws: int) -> AbstractContextManager[Feed]:
-        """Latents for the draws before number `draws`; what works ahead ends with the context."""
+    def feed(self, rows_at: RowsAt, draws: int, together: int = 1) -> AbstractContextManager[Feed]:
+        """Latents for the draws before number `draws`; what works ahead ends with the context.
+
+        Args:
+            together: draws that training asks for in a row. So many are computed ahead, and
+                are in the device's memory besides those that it has been given.
+        """
 
 
 @dataclass(frozen=True)
@@ -65,31 +71,44 @@ class MemoryLatents:
         return self.content.class_names
 
     @contextmanager
-    def feed(self, rows_at: RowsAt, draws: int) -> Iterator[Feed]:
+    def feed(self, rows_at: RowsAt, draws: int, together: int = 1) -> Iterator[Feed]:
         def read(number: int) -> Tensor:
             return self.content.latents[rows_at(number)]
 
         if self.device.type != "cuda":
             yield read
             return
-        with _brought_near(read, draws, self.device) as feed:
+        with _brought_near(read, draws, together, self.device) as feed:
             yield feed
 
 
 class _Ahead:
-    """Computes the latents of a draw in a thread while the draw before is trained on."""
+    """Computes the latents of draws in a thread while those before them are trained on.
 
-    def __init__(self, compute: Callable[[int], Tensor], draws: int) -> None:
-        self._compute, self._draws = compute, draws
+    Args:
+        compute: gives the latents of a draw; called by one thread.
+        draws, together: see `LatentData.feed`.
+    """
+
+    def __init__(self, compute: Callable[[int], Tensor], draws: int, together: int) -> None:
+        self._compute, self._draws, self._together = compute, draws, together
         self._thread = ThreadPoolExecutor(1)
         self._ahead: dict[int, Future[Tensor]] = {}
 
     def __call__(self, number: int) -> Tensor:
-        latents = self._ahead.pop(number, None) or self._thread.submit(self._compute, number)
+        latents = self._ahead.pop(number, None) or self._jumped(number)
         ready = latents.result()
-        if number + 1 < self._draws:
-            self._ahead[number + 1] = self._thread.submit(self._compute, number + 1)
+        for following in range(number + 1, min(number + 1 + self._together, self._draws)):
+            if following not in self._ahead:
+                self._ahead[following] = self._thread.submit(self._compute, following)
         return ready
+
+    def _jumped(self, number: int) -> Future[Tensor]:
+        """A draw that was not foreseen, in place of those that were."""
+        for unwanted in self._ahead.values():
+            unwanted.cancel()
+        self._ahead.clear()
+        return self._thread.submit(self._compute, number)
 
     def close(self) -> None:
         """Wait for what is being computed, and end the thread."""
@@ -98,7 +117,7 @@ class _Ahead:
 
 @contextmanager
 def _brought_near(
-    read: Callable[[int], Tensor], draws: int, device: torch.device
+    read: Callable[[int], Tensor], draws: int, together: int, device: torch.device
 ) -> Iterator[Feed]:
     """Reads ahead; on CUDA into memory from where copying does not hold up the processor."""
     pinned = device.type == "cuda"
@@ -106,7 +125,7 @@ def _brought_near(
     def prepare(number: int) -> Tensor:
         return read(number).pin_memory() if pinned else read(number)
 
-    with closing(_Ahead(prepare, draws)) as ahead:
+    with closing(_Ahead(prepare, draws, together)) as ahead:
         yield lambda number: ahead(number).to(device, non_blocking=pinned)
 
 
@@ -120,17 +139,20 @@ class CachedLatents:
     device: torch.device
 
     @contextmanager
-    def feed(self, rows_at: RowsAt, draws: int) -> Iterator[Feed]:
+    def feed(self, rows_at: RowsAt, draws: int, together: int = 1) -> Iterator[Feed]:
         def read(number: int) -> Tensor:
             return self.cache.read(rows_at(number))
 
-        with _brought_near(read, draws, self.device) as feed:
+        with _brought_near(read, draws, together, self.device) as feed:
             yield feed
 
 
 @dataclass(frozen=True)
 class StreamedLatents:
     """Latents of pictures that are decoded by worker processes and encoded for each step.
+
+    Both are done ahead: a thread encodes what the next step needs while this one computes, on
+    CUDA on a stream of its own.
 
     Memory and caches hold what the encoder gives in float32. Here it runs in the precision of
     the training, as it encodes anew every time.
@@ -156,65 +178,95 @@ class StreamedLatents:
     bad: BadFiles
 
     @contextmanager
-    def feed(self, rows_at: RowsAt, draws: int) -> Iterator[Feed]:
-        with closing(_Stream(self, rows_at, draws)) as stream:
-            if self.device.type != "cuda":
-                yield stream  # the processor is busy with the training; workers decode ahead
-                return
-            with closing(_Ahead(stream, draws)) as ahead:
-                yield lambda number: _taken_over(ahead(number))
+    def feed(self, rows_at: RowsAt, draws: int, together: int = 1) -> Iterator[Feed]:
+        encode = OnDemand(self, rows_at, draws)
+        with (
+            # It is chosen for all threads at once: training and encoding must not take turns.
+            attention_kernel(self.device, self.precision),
+            closing(_Ahead(encode, draws, together)) as ahead,
+            closing(encode),  # first, as the thread would wait for the workers
+        ):
+            yield lambda number: _taken_over(ahead(number))
 
 
 def _taken_over(latents: Tensor) -> Tensor:
     """Tell CUDA's allocator that the training uses what the encoder's stream has made."""
-    latents.record_stream(torch.cuda.current_stream(latents.device))
+    if latents.is_cuda:
+        latents.record_stream(torch.cuda.current_stream(latents.device))
     return latents
 
 
-class _Stream:
-    """Encodes one draw after the other; on CUDA on a stream of its own."""
+class OnDemand:
+    """Encodes the pictures of a draw when it is asked for them; workers decode ahead.
+
+    One thread may ask and another one close.
+    """
 
     def __init__(self, data: StreamedLatents, rows_at: RowsAt, draws: int) -> None:
         self._data, self._rows_at, self._draws = data, rows_at, draws
         self._batches: Generator[tuple[Tensor, list[int]], None, None] | None = None
         self._next = -1  # the draw whose pictures come next
+        self._busy = threading.Lock()
+        self._over = False
         self._side = torch.cuda.Stream(data.device) if data.device.type == "cuda" else None
         if self._side:
             # The encoder's weights may still be on their way.
             self._side.wait_stream(torch.cuda.current_stream(data.device))
 
     def __call__(self, number: int) -> Tensor:
-        """Latents of a draw, ready for any stream."""
-        if number != self._next:
-            self._start_at(number)
-        assert self._batches, "a stream has been started"
-        data, rows = self._data, self._rows_at(number)
-        count = math.ceil(len(rows) / _STREAM_BATCH)
-        pictures = (self._near(images) for images, _ in islice(self._batches, count))
+        """Latents of a draw, [n, D, H, W] float32, ready for any stream.
+
+        Raises:
+            DataError: pictures cannot be read, see `read_batches`; no draw follows then.
+            CancelledError: nobody waits for it, as it was closed or has failed before.
+        """
+        with self._busy:
+            if number != self._next:
+                self._start_at(number)
+            try:
+                latents = self._encoded(self._rows_at(number))
+            except DataError:
+                self._over = True
+                raise
+            self._next = number + 1
+            return latents
+
+    def close(self) -> None:
+        """End the workers; of what is being encoded, after the batch at hand."""
+        self._over = True
+        with self._busy:
+            self._end_workers()
+
+    def _encoded(self, rows: Tensor) -> Tensor:
+        data = self._data
         with (
             torch.cuda.stream(self._side) if self._side else nullcontext(),
             network_precision(data.device, data.precision),
         ):
             latents = torch.empty(len(rows), *data.rae.latent_shape, device=data.device)
-            parts = encoded(data.rae, pictures, data.device)
-            for place, part in zip(latents.split(_STREAM_BATCH), parts, strict=True):
+            places = latents.split(_STREAM_BATCH)
+            parts = encoded(data.rae, self._pictures(len(places)), data.device)
+            for place, part in zip(places, parts, strict=True):
                 place.copy_(part)
         if self._side:
             self._side.synchronize()
-        self._next += 1
         return latents
 
-    def _near(self, images: Tensor) -> Tensor:
-        """Where CUDA can fetch pictures from without holding up the processor."""
-        return images.pin_memory() if self._side else images
+    def _pictures(self, count: int) -> Iterator[Tensor]:
+        """The next batches, on CUDA where it can fetch them without holding up the processor."""
+        assert self._batches, "a stream has been started"
+        for _ in range(count):
+            if self._over:
+                raise CancelledError
+            images, _ = next(self._batches)
+            yield images.pin_memory() if self._side else images
 
-    def close(self) -> None:
-        """End the workers."""
+    def _end_workers(self) -> None:
         if self._batches:
             self._batches.close()
 
     def _start_at(self, number: int) -> None:
-        self.close()
+        self._end_workers()
         data = self._data
         self._next = number
         self._batches = read_batches(

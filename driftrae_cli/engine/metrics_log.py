@@ -1,13 +1,13 @@
 """Reading `metrics.jsonl`, also while a run writes it; imports no torch."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 METRICS_FILE = "metrics.jsonl"
 FIELD, NEIGHBOURS, EVAL = "field/", "neighbours/", "eval/"
-DISTANCE = f"{EVAL}frechet_distance"  # of the scores, that of which lower is better
 DIVERSITY = "diversity"
 
 
@@ -49,14 +49,17 @@ def newest_scores(lines: Sequence[Logged]) -> Logged | None:
     return None
 
 
+def is_distance(name: str) -> bool:
+    """Whether a score is a Fréchet distance (FID, sFID, FD-…), of which lower is better."""
+    return re.match(rf"{EVAL}s?(FID|FD-)", name) is not None
+
+
 def label(name: str) -> str:
     """A metric's name as people read it, e.g. `field/2/0.05` as `2×2 tokens, τ 0.05`."""
     parts = name.split("/")
     if name.startswith((FIELD, NEIGHBOURS)) and len(parts) == 3:
         return f"{tokens(parts[1])}, τ {parts[2]}"
-    text, _, pictures = parts[-1].replace("_", " ").partition("-")
-    text = text.replace("frechet", "Fréchet")
-    return f"{text}, {pictures} pictures" if pictures else text
+    return name.removeprefix(EVAL).replace("_", " ")
 
 
 def tokens(size: str) -> str:

@@ -184,16 +184,17 @@ class Card:
         """Under the names that say how many pictures they come from."""
         assert self.training.scores is not None
         wanted, step = self.config.eval, self.training.scores.step
-        source = wanted.data or self.config.data.source
+        source = wanted.reference or self.config.data.source
         rows = [
-            (f"`{name}`", _cell(value), name.rpartition("-")[2], str(step))
+            (f"`{name}`", _cell(value), str(step))
             for name, value in self.training.scores.metrics.items()
         ]
+        features = ", ".join(f"`{name}`" for name in wanted.features)
         return [
-            _table(("score", "value", "generated pictures", "step"), rows),
-            f"Measured while it was trained, in the features of `{wanted.scorer}`, against "
-            f"{wanted.per_class} real pictures of each class of `{source}`. A Fréchet distance "
-            "compares only with others in the same features and from as many pictures.",
+            _table(("score", "value", "step"), rows),
+            f"Measured while it was trained, in the features of {features}, against `{source}`. A "
+            "Fréchet distance compares only with others in the same features and from as many "
+            "generated pictures, which its name ends in.",
         ]
 
     def _evaluated(self) -> str:

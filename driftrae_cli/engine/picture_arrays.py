@@ -161,7 +161,7 @@ class PictureArrays:
         self._take_note()
 
     def append(self, pictures: Tensor) -> None:
-        """Write the next pictures [b, 3, H, W] uint8.
+        """Write the next pictures [b, 3, H, W] uint8, on any device.
 
         Raises:
             OutputError: the disk is full or fails.

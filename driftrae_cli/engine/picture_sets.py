@@ -3,23 +3,47 @@
 Legend: N pictures, b of a batch, H = W rows and columns.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from driftrae_cli.data.crop import CROP
+from driftrae_cli.data.images import to_unit
 from driftrae_cli.data.reading import BadFiles, read_batches
-from driftrae_cli.data.sources import ImageSource
+from driftrae_cli.data.sources import ImageSource, read_many
 from driftrae_cli.engine.latent_data import decode_workers
-from driftrae_cli.engine.sample import LatentGenerator, generate_pictures
+from driftrae_cli.engine.parallel import is_shared_out
+from driftrae_cli.engine.sample import LatentGenerator, finite_pictures, generate_pictures
 from driftrae_cli.engine.sample_labels import LabelPlan
 from driftrae_cli.errors import ConfigError
 from driftrae_cli.fidelity.array_files import ArrayImages
 from driftrae_cli.models.rae import RAE
 
 BATCH = 100  # pictures that go through the networks together; changes nothing else
+
+
+class Batch(NamedTuple):
+    """Some pictures of a set.
+
+    Attributes:
+        images: [b, 3, H, W] uint8, on any device.
+        rows: their positions in the set, ascending.
+    """
+
+    images: Tensor
+    rows: list[int]
+
+
+Batches = Generator[Batch, None, None]
+
+
+def _nothing(rounds: int) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -32,7 +56,14 @@ class PictureSet:
         size: H.
         crop: how files were cut to `size`; of others `none`.
         identity: by name, what the pictures depend on: equal identities, equal pictures.
-        read: gives batches [b, 3, H, W] uint8 of whole parts of `parts()`, in their order.
+        read: gives a batch for each of some `parts()`, in their order.
+        pick: pictures [b, 3, H, W] uint8 on the CPU of any rows that `read` gives.
+        labels: [N] int64, what the pictures were made for, or show; None where nobody knows.
+        class_names: one per class; None where there are no labels.
+        numbered: whether the classes are known by number only, so that names say nothing.
+        catch_up: to be called after `read` by processes that share a set, with the most parts
+            that one of them had, also after an error: a network whose weights are shared out
+            needs all processes each time.
     """
 
     name: str
@@ -40,11 +71,28 @@ class PictureSet:
     size: int
     crop: str
     identity: Mapping[str, str]
-    read: Callable[[Sequence[range]], Iterator[Tensor]]
+    read: Callable[[Sequence[range]], Batches]
+    pick: Callable[[Sequence[int]], Tensor]
+    labels: Tensor | None = None
+    class_names: tuple[str, ...] | None = None
+    numbered: bool = False
+    catch_up: Callable[[int], None] = _nothing
 
     def parts(self) -> list[range]:
         """Rows of each batch."""
         return [range(n, min(n + BATCH, self.count)) for n in range(0, self.count, BATCH)]
+
+
+@contextmanager
+def brought(device: torch.device, *models: nn.Module) -> Iterator[None]:
+    """Have models on `device` for a while and on the CPU otherwise, so that many can wait."""
+    for model in models:
+        model.to(device)
+    try:
+        yield
+    finally:
+        for model in models:
+            model.to("cpu")
 
 
 def generated(
@@ -55,20 +103,40 @@ def generated(
     seed: int,
     rounding: str,
     weights: Mapping[str, str],
+    near: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> PictureSet:
     """What a checkpoint draws.
 
     Args:
         weights: SHA-256 of the checkpoint and of its autoencoder.
+        near: is entered while the networks are used.
     """
+    asked = 0
 
-    def read(parts: Sequence[range]) -> Iterator[Tensor]:
-        for part in parts:
-            labels = [plan.labels[row] for row in part]
-            indices = [plan.indices[row] for row in part]
-            yield from generate_pictures(
-                make, rae, labels, indices, seed, len(part), rounding=rounding
-            )
+    def draw(rows: Sequence[int]) -> Tensor:
+        nonlocal asked
+        asked += 1
+        labels, indices = [plan.labels[row] for row in rows], [plan.indices[row] for row in rows]
+        [images] = generate_pictures(make, rae, labels, indices, seed, len(rows), rounding=rounding)
+        return images
+
+    def read(parts: Sequence[range]) -> Batches:
+        nonlocal asked
+        asked = 0
+        with near():
+            for part in parts:
+                yield Batch(draw(part), list(part))
+
+    def pick(rows: Sequence[int]) -> Tensor:
+        with near():
+            parts = [draw(rows[n : n + BATCH]).cpu() for n in range(0, len(rows), BATCH)]
+        return torch.cat(parts)
+
+    def catch_up(rounds: int) -> None:
+        nonlocal asked
+        while is_shared_out(make.flow.model) and asked < rounds:
+            make(plan.labels[:1], plan.indices[:1], seed)
+            asked += 1
 
     identity = {
         **weights,
@@ -77,7 +145,10 @@ def generated(
         "rounding": rounding,
         "labels": plan.digest(),
     }
-    return PictureSet(name, len(plan.labels), rae.image_size, "none", identity, read)
+    return PictureSet(
+        name, len(plan.labels), rae.image_size, "none", identity, read, pick,
+        torch.tensor(plan.labels), make.flow.class_names, catch_up=catch_up,
+    )  # fmt: skip
 
 
 def from_files(name: str, source: ImageSource, bad: BadFiles) -> PictureSet:
@@ -86,13 +157,18 @@ def from_files(name: str, source: ImageSource, bad: BadFiles) -> PictureSet:
     A picture that cannot be read is left out.
     """
 
-    def read(parts: Sequence[range]) -> Iterator[Tensor]:
+    def read(parts: Sequence[range]) -> Batches:
         workers = decode_workers(None, sum(map(len, parts)))
-        for images, _ in read_batches(source, parts, workers=workers, substitute=False, bad=bad):
-            yield images
+        for images, rows in read_batches(source, parts, workers=workers, substitute=False, bad=bad):
+            yield Batch(images, rows)
 
-    identity = {"pictures": source.fingerprint}
-    return PictureSet(name, len(source), source.image_size, CROP, identity, read)
+    classed = len(source.class_names) > 1  # one class is a folder of whatever it may be
+    return PictureSet(
+        name, len(source), source.image_size, CROP, {"pictures": source.fingerprint}, read,
+        lambda rows: read_many(source, rows),
+        source.labels if classed else None, source.class_names if classed else None,
+        source.numbered,
+    )  # fmt: skip
 
 
 def from_arrays(images: ArrayImages, sha256: str) -> PictureSet:
@@ -101,18 +177,41 @@ def from_arrays(images: ArrayImages, sha256: str) -> PictureSet:
     Raises:
         ConfigError: they are not square.
     """
-    rows, columns = images.size
-    if rows != columns:
-        raise ConfigError(f"{images.path}: pictures of {rows}x{columns} pixels; give square ones")
+    size, columns = images.size
+    if size != columns:
+        raise ConfigError(f"{images.path}: pictures of {size}x{columns} pixels; give square ones")
 
-    def read(parts: Sequence[range]) -> Iterator[Tensor]:
+    def read(parts: Sequence[range]) -> Batches:
         # One after the other is the only way through a compressed file.
-        wanted = {part.start for part in parts}
+        wanted = {part.start: part for part in parts}
         for number, batch in enumerate(images.batches(BATCH)):
             if number * BATCH in wanted:
-                yield batch
+                yield Batch(batch, list(wanted[number * BATCH]))
 
-    return PictureSet(str(images.path), len(images), rows, "none", {"pictures": sha256}, read)
+    def pick(rows: Sequence[int]) -> Tensor:
+        found: dict[int, Tensor] = {}
+        for number, batch in enumerate(images.batches(BATCH)):
+            found |= {row: batch[row - number * BATCH] for row in rows if row // BATCH == number}
+        return torch.stack([found[row] for row in rows])
+
+    return PictureSet(str(images.path), len(images), size, "none", {"pictures": sha256}, read, pick)
+
+
+def reconstructed(name: str, rae: RAE, real: PictureSet, device: torch.device) -> PictureSet:
+    """What an autoencoder makes of other pictures: the floor for its generators."""
+
+    def passed(images: Tensor) -> Tensor:
+        decoded = rae.decode(rae.encode(to_unit(images.to(device))))
+        return finite_pictures(decoded, "autoencoder")
+
+    def read(parts: Sequence[range]) -> Batches:
+        for images, rows in real.read(parts):
+            yield Batch(passed(images), rows)
+
+    return PictureSet(
+        name, real.count, real.size, real.crop, {**real.identity, "reconstructed": name}, read,
+        lambda rows: passed(real.pick(rows)).cpu(), real.labels, real.class_names, real.numbered,
+    )  # fmt: skip
 
 
 def is_arrays(target: str) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from driftrae_cli.data.images import LabeledImages
+from driftrae_cli.data.reading import BadFiles
 from driftrae_cli.engine.build import (
     PretrainConfig,
     autoencoder_weights,
@@ -20,17 +21,10 @@ from driftrae_cli.engine.build import (
     rae_config,
 )
 from driftrae_cli.engine.ema import Network
-from driftrae_cli.engine.evaluate import (
-    REFERENCE_SEED,
-    Judge,
-    Score,
-    load_scorer,
-    score_generator,
-    score_reconstructions,
-)
+from driftrae_cli.engine.extractors import SCORER, open_extractor
+from driftrae_cli.engine.feature_statistics import go_through
 from driftrae_cli.engine.latent_data import (
     check_data_exists,
-    load_pictures,
     open_data,
     open_pictures,
     prepare_latents,
@@ -45,6 +39,7 @@ from driftrae_cli.engine.load import (
     portable_reference,
 )
 from driftrae_cli.engine.obtain import obtain
+from driftrae_cli.engine.picture_sets import PictureSet, from_files, generated, reconstructed
 from driftrae_cli.engine.pretrain_objectives import (
     Autoencoder,
     AutoencoderObjective,
@@ -52,19 +47,42 @@ from driftrae_cli.engine.pretrain_objectives import (
     ClassifierObjective,
     DecoderObjective,
 )
+from driftrae_cli.engine.reference_pictures import REFERENCE_SEED
 from driftrae_cli.engine.report import Reporter
 from driftrae_cli.engine.rundir import open_run
 from driftrae_cli.engine.runtime import pick_device
-from driftrae_cli.engine.sample import TEACHER_STEPS, LatentGenerator
+from driftrae_cli.engine.sample import ROUND, TEACHER_STEPS, LatentGenerator
+from driftrae_cli.engine.sample_labels import BALANCED, plan_labels
 from driftrae_cli.engine.teacher import TEACHER_FILE, build, make_teacher, new_teacher, phase_seed
 from driftrae_cli.engine.train import LoopSettings, Objective, train
 from driftrae_cli.engine.world import alone
 from driftrae_cli.errors import ConfigError
+from driftrae_cli.fidelity.frechet import frechet_distance
 from driftrae_cli.files import write_text
 from driftrae_cli.models.decoder import ViTDecoder
 from driftrae_cli.models.feature_net import FeatureNet
 from driftrae_cli.models.rae import RAE
 from driftrae_cli.models.weights import save_model
+
+
+@dataclass(frozen=True)
+class Score:
+    """How a set of pictures scores.
+
+    Attributes:
+        name: what was scored.
+        frechet_distance: to unseen real pictures, in the scoring network's features.
+        class_accuracy: share of pictures that the scoring network gives the class they were
+            made for.
+        pictures: how many were scored.
+        steps: solver grid points that made them; None for real pictures.
+    """
+
+    name: str
+    frechet_distance: float
+    class_accuracy: float
+    pictures: int
+    steps: int | None
 
 
 @dataclass(frozen=True)
@@ -260,26 +278,40 @@ def _teacher(run: _Run, rae: RAE) -> None:
 
 
 def _scores(run: _Run, files: Mapping[str, Path]) -> tuple[Score, ...]:
-    scorer, rae, flow = (
-        load_scorer(str(files["scorer"]), run.device),
+    world = alone(run.device)
+    scorer = open_extractor(f"{SCORER}{files['scorer']}", run.device, None, run.reporter)
+    rae, flow = (
         load_rae(str(files["rae"]), run.device),
         load_flow(str(files["teacher"]), run.device),
     )
-    d, each = run.config.data, run.config.log.scored_per_class
-    unseen = load_pictures(
-        replace(d, per_class=each, seed=REFERENCE_SEED), d.image_size, run.reporter
-    )
-    judge = Judge.on(scorer, unseen, run.device)
-    real = load_pictures(
-        replace(d, per_class=each, seed=REFERENCE_SEED + 1), d.image_size, run.reporter
-    )
+    unseen, real = _real(run, REFERENCE_SEED), _real(run, REFERENCE_SEED + 1)
+    [reference] = go_through(unseen, [scorer], run.reporter, world)
+
+    def score(pictures: PictureSet, steps: int | None) -> Score:
+        [found] = go_through(pictures, [scorer], run.reporter, world)
+        count = found.stats.count
+        distance = frechet_distance(found.stats, reference.stats)
+        # Of pictures of one class all are right.
+        right = count if found.right is None else found.right
+        return Score(pictures.name, distance, right / count, count, steps)
+
     scores = []
-    if not torch.equal(real.images, unseen.images):  # a folder has only one set of pictures
-        scores.append(judge.score("real pictures", real.images.split(250), real.labels, None))
-    scores.append(score_reconstructions(judge, rae, real))
+    if real.identity != unseen.identity:  # a folder has only one set of pictures
+        scores.append(score(real, None))
+    scores.append(score(reconstructed("reconstructions", rae, real, run.device), None))
+    seed, names = run.config.seed, flow.class_names
+    plan = plan_labels(
+        names, classes="all", per_class=run.config.log.scored_per_class, num=None,
+        labels=BALANCED, seed=seed,
+    )  # fmt: skip
     for steps in (TEACHER_STEPS, 1):
         make = LatentGenerator(flow, rae.latent_shape, steps, run.device)
         name = f"teacher, {steps} step" + ("s" if steps > 1 else "")
-        seed = run.config.seed
-        scores.append(score_generator(judge, name, make, rae, each, seed, run.reporter))
+        scores.append(score(generated(name, make, rae, plan, seed, ROUND, {}), steps))
     return tuple(scores)
+
+
+def _real(run: _Run, seed: int) -> PictureSet:
+    d = replace(run.config.data, per_class=run.config.log.scored_per_class, seed=seed)
+    source = open_pictures(d, d.image_size)
+    return from_files("real pictures", source, BadFiles(d.max_bad, run.reporter.message))

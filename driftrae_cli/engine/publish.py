@@ -10,9 +10,9 @@ from driftrae_cli.engine.build import DistillConfig, config_yaml, read_config
 from driftrae_cli.engine.catalogue import KNOWN
 from driftrae_cli.engine.distill_watch import BEST_FILE, STEPS
 from driftrae_cli.engine.metrics_log import (
-    DISTANCE,
     EVAL,
     METRICS_FILE,
+    is_distance,
     newest_scores,
     read_metrics,
 )
@@ -186,6 +186,11 @@ def _without_folder(reference: str) -> str:
     return reference if is_name(reference) else Path(reference).name
 
 
+def _extractor_without_folder(name: str) -> str:
+    kind, colon, reference = name.partition(":")
+    return f"{kind}:{_without_folder(reference)}" if colon else name
+
+
 def _shortened(config: DistillConfig) -> DistillConfig:
     data = replace(
         config.data,
@@ -194,8 +199,8 @@ def _shortened(config: DistillConfig) -> DistillConfig:
     )
     scoring = replace(
         config.eval,
-        scorer=_without_folder(config.eval.scorer),
-        data=config.eval.data and _without_folder(config.eval.data),
+        features=tuple(_extractor_without_folder(name) for name in config.eval.features),
+        reference=config.eval.reference and _without_folder(config.eval.reference),
     )
     rae = config.rae and _without_folder(config.rae)
     teacher = _without_folder(config.teacher)
@@ -205,7 +210,7 @@ def _shortened(config: DistillConfig) -> DistillConfig:
 def _training(run: Path, header: Mapping[str, str]) -> Training:
     best = own_header(run / BEST_FILE) or {}
     scores = [name for name in best if name.startswith(EVAL)]
-    scores.sort(key=lambda name: (not name.startswith(DISTANCE), name))
+    scores.sort(key=lambda name: (not is_distance(name), name))
     return Training(
         step=_step(header),
         scores=newest_scores(read_metrics(run / METRICS_FILE)),

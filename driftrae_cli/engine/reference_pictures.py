@@ -1,18 +1,21 @@
 """What pictures are compared with: a file of statistics, or real pictures that are measured."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
 
 from driftrae_cli.data.reading import BadFiles
 from driftrae_cli.data.sources import SHAPES
 from driftrae_cli.engine.build import DataConfig
 from driftrae_cli.engine.digest import digest_of
-from driftrae_cli.engine.evaluate import REFERENCE_SEED
 from driftrae_cli.engine.extractors import INCEPTION, Extractor
 from driftrae_cli.engine.feature_statistics import FeatureStatistics, go_through
 from driftrae_cli.engine.latent_data import open_pictures
 from driftrae_cli.engine.obtain import cache_folder
-from driftrae_cli.engine.picture_sets import PictureSet, from_files
+from driftrae_cli.engine.picture_sets import PictureSet, from_arrays, from_files
 from driftrae_cli.engine.report import Reporter
 from driftrae_cli.engine.world import World
 from driftrae_cli.errors import ConfigError, OutputError
@@ -25,8 +28,9 @@ from driftrae_cli.fidelity.references import (
 )
 from driftrae_cli.files import make_folder
 
+REFERENCE_SEED = 1_000_003  # of `shapes` that no training run has seen
+SHAPES_PER_CLASS = 200
 _UNSAID = "unsaid"  # crop of an .npz file
-_SHAPES_PER_CLASS = 1000
 
 
 @dataclass(frozen=True)
@@ -101,62 +105,151 @@ def _reference(
     )
 
 
+class Singles(NamedTuple):
+    """What an extractor says of single pictures.
+
+    Attributes:
+        features: [M, F] float32 on the CPU.
+        rows: [M] positions of the pictures in their set; None where only features were kept.
+    """
+
+    features: Tensor
+    rows: Tensor | None
+
+
+@dataclass(frozen=True)
+class OpenReference:
+    """What pictures are compared with.
+
+    Attributes:
+        statistics: of real pictures.
+        pictures: some or all of them; None where only statistics are there.
+        measured: of `pictures`, where they were measured just now and features were kept.
+    """
+
+    statistics: Reference
+    pictures: PictureSet | None
+    measured: FeatureStatistics | None = None
+
+    def singles(self, extractor: Extractor, reporter: Reporter, world: World) -> Singles:
+        """Features of single real pictures. Collective.
+
+        Raises:
+            ConfigError: there are statistics only.
+            DataError: the pictures cannot be read.
+        """
+        if self.statistics.features is not None:
+            return Singles(self.statistics.features, None)
+        found = self.measured
+        if found is None:
+            pictures = self.check_pictures()
+            [found] = go_through(pictures, [extractor], reporter, world, keep=True)
+        assert found.features is not None, "they were kept"
+        return Singles(found.features, found.rows)
+
+    def check_pictures(self) -> PictureSet:
+        """The real pictures.
+
+        Raises:
+            ConfigError: there are statistics only.
+        """
+        if self.pictures is None:
+            raise ConfigError(
+                f"{self.statistics.file}: has statistics only, and single real pictures are asked "
+                "for; give an .npz file with pictures, real pictures, or for precision and recall "
+                "a file that driftrae ref-stats --keep-features has made"
+            )
+        return self.pictures
+
+
 def open_reference(
     given: str, pictures: PictureSet, extractor: Extractor, max_bad: int, reporter: Reporter,
-    world: World,
-) -> Reference:  # fmt: skip
+    world: World, *, keep: bool = False,
+) -> OpenReference:  # fmt: skip
     """The reference that `pictures` are compared with. Collective.
 
     Args:
         given: a file of ours, an `.npz` file, or real pictures, whose statistics are kept in the
             cache for the next time.
+        keep: whether features of single pictures will be asked for; where pictures are measured
+            now, they need not be read again for it.
 
     Raises:
-        ConfigError: it was made with another extractor, resolution or crop.
+        ConfigError: it was made with another extractor, resolution or crop, or its classes are
+            others than those of the pictures, and they matter.
         DataError: it is damaged, or the pictures are.
     """
     file = Path(given)
     if file.suffix == ".safetensors":
-        found = read_reference(file)
+        opened = OpenReference(read_reference(file), None)
     elif file.suffix == ".npz":
-        found = _published(file, pictures, extractor)
+        opened = _published(file, pictures, extractor)
     else:
-        found = _measured(given, pictures.size, extractor, max_bad, reporter, world)
+        opened = _measured(given, pictures, extractor, max_bad, reporter, world, keep)
+    found = opened.statistics
     # Generated pictures are not cut; an .npz file does not say how its pictures were.
     alike = pictures.crop == "none" or found.crop == _UNSAID
     check_matches(found, extractor.name, pictures.size, found.crop if alike else pictures.crop)
-    return found
+    return opened
 
 
-def _published(file: Path, pictures: PictureSet, extractor: Extractor) -> Reference:
+def _published(file: Path, pictures: PictureSet, extractor: Extractor) -> OpenReference:
     if extractor.name != INCEPTION:
         raise ConfigError(
             f"--ref {file}: statistics in .npz files are those of Inception, not of "
             f"{extractor.name}; give real pictures, or statistics from driftrae ref-stats"
         )
-    return read_npz(
+    found = read_npz(
         file, extractor=INCEPTION, features=extractor.features, resolution=pictures.size,
         crop=_UNSAID,
     )  # fmt: skip
+    images = from_arrays(found.images, found.sha256 or "") if found.images else None
+    return OpenReference(found, images)
 
 
 def _measured(
-    given: str, size: int, extractor: Extractor, max_bad: int, reporter: Reporter, world: World
-) -> Reference:
+    given: str, like: PictureSet, extractor: Extractor, max_bad: int, reporter: Reporter,
+    world: World, keep: bool,
+) -> OpenReference:  # fmt: skip
     """From the cache, if these very pictures were measured before."""
-    drawn = _SHAPES_PER_CLASS if given == SHAPES else None
+    drawn = SHAPES_PER_CLASS if given == SHAPES else None
     data = DataConfig(source=given, per_class=drawn, seed=REFERENCE_SEED, max_bad=max_bad)
-    pictures = _pictures(data, size, reporter)
-    made_of = {**pictures.identity, "extractor": extractor.sha256, "size": str(size)}
-    key = digest_of(made_of)[:32]
-    file = cache_folder() / "references" / f"{key}.safetensors"
-    if not world.share(file.exists()):
-        [found] = go_through(pictures, [extractor], reporter, world)
-        reference = _reference(found, pictures, extractor, given)
+    pictures = _pictures(data, like.size, reporter)
+    if extractor.classes is not None:
+        _check_classes(like, pictures, given)
+    made_of = {
+        **pictures.identity,
+        "extractor": extractor.name,
+        "weights": extractor.sha256,
+        "size": str(like.size),
+    }
+    file = cache_folder() / "references" / f"{digest_of(made_of)[:32]}.safetensors"
+    if world.share(file.exists()):
+        return OpenReference(read_reference(file), pictures)
+    [found] = go_through(pictures, [extractor], reporter, world, keep=keep)
+    # Features of ImageNet's training set would fill 10 GB: they stay out of the file.
+    reference = replace(_reference(found, pictures, extractor, given), features=None)
 
-        def write() -> None:
-            make_folder(file.parent)
-            write_reference(file, reference)
+    def write() -> None:
+        make_folder(file.parent)
+        write_reference(file, reference)
 
-        world.on_main(write)
-    return read_reference(file)
+    world.on_main(write)
+    return OpenReference(read_reference(file), pictures, found if keep else None)
+
+
+def _check_classes(pictures: PictureSet, real: PictureSet, given: str) -> None:
+    """Class accuracy compares numbers, so these must mean the same everywhere.
+
+    Raises:
+        ConfigError: the real pictures have other classes.
+    """
+    its, ours = pictures.class_names, real.class_names
+    if its is None or ours is None or its == ours or pictures.numbered or real.numbered:
+        return
+    pairs = zip_longest(its, ours, fillvalue="none")
+    number, (one, other) = next((k, p) for k, p in enumerate(pairs) if p[0] != p[1])
+    raise ConfigError(
+        f"{pictures.name} and the reference {given} have different classes: class {number} is "
+        f"{one} for the one and {other} for the other. Compare it with the data it was trained on."
+    )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from driftrae_cli.data.images import to_uint8
+from driftrae_cli.engine.guidance import NO_GUIDANCE, Guidance, GuidanceOptions
 from driftrae_cli.engine.load import (
     FlowCheckpoint,
     check_latents,
@@ -45,22 +46,25 @@ class LatentGenerator:
         latent_shape: (D, H, W).
         steps: 1 for `z - v(z, 1, class)`; otherwise grid points of the Euler solver.
         device: where the network is.
+        guidance: of a teacher; None for its velocity as it is.
     """
 
     flow: FlowCheckpoint
     latent_shape: tuple[int, int, int]
     steps: int
     device: torch.device
+    guidance: Guidance | None = None
 
     @torch.no_grad()
     def __call__(self, labels: list[int], indices: list[int], seed: int) -> Tensor:
         """Latents [B, D, H, W]; sample `k` of a class depends on `(seed, k, class)` only."""
         z = sample_noise(seed, indices, labels, self.latent_shape).to(self.device)
         y_B = torch.tensor(labels, device=self.device)
+        net = self.guidance.of(self.flow.model) if self.guidance else self.flow.model
         if self.steps == 1:
-            return OneStepGenerator(self.flow.model)(z, y_B)
+            return OneStepGenerator(net)(z, y_B)
         grid = time_grid(self.steps, self.flow.shift, device=self.device)
-        return solve(lambda x, t: self.flow.model(x, t, y_B), z, grid)
+        return solve(lambda x, t: net(x, t, y_B), z, grid)
 
 
 def check_steps(flow: FlowCheckpoint, steps: int | None) -> int:
@@ -99,7 +103,9 @@ def generate_pictures(
     advance: Callable[[int], None] = lambda done: None,
     rounding: str = ROUND,
 ) -> Iterator[Tensor]:
-    """Yield batches of pictures [b, 3, H, W] uint8, in the order of `labels`.
+    """Yield batches of pictures [b, 3, H, W] uint8 on the device, in the order of `labels`.
+
+    Who keeps many takes them to the CPU; a network that judges them is often on the device too.
 
     Raises:
         NumericsError: a picture is not finite.
@@ -128,7 +134,7 @@ def decoder_near(rae: RAE, device: torch.device) -> Iterator[None]:
 
 
 def finite_pictures(images: Tensor, maker: str, rounding: str = ROUND) -> Tensor:
-    """Decoded images [b, 3, H, W] in [0, 1] as uint8 on the CPU; `maker` is for the message.
+    """Decoded images [b, 3, H, W] in [0, 1] as uint8, where they are; `maker` is for the message.
 
     Values are clamped and multiplied by 255 in float32; `rounding` says what becomes of the rest.
 
@@ -140,7 +146,7 @@ def finite_pictures(images: Tensor, maker: str, rounding: str = ROUND) -> Tensor
             f"the {maker} makes pictures that are not finite: weights are damaged, or training "
             "diverged. Use an earlier checkpoint, or copy or download the weights again."
         )
-    return to_uint8(images, floor=rounding == FLOOR).cpu()
+    return to_uint8(images, floor=rounding == FLOOR)
 
 
 @dataclass(frozen=True)
@@ -155,6 +161,7 @@ class SampleResult:
         shuffled: whether classes are mixed in `out`; otherwise one follows the other.
         rounding: of decoded values, `round` or `floor`.
         steps: solver grid points, or 1.
+        guidance: of the teacher, in words; None without.
         seconds: for drawing and writing, without what an earlier try did.
     """
 
@@ -165,6 +172,7 @@ class SampleResult:
     shuffled: bool
     rounding: str
     steps: int
+    guidance: str | None
     seconds: float
 
 
@@ -180,6 +188,7 @@ def sample(
     labels: str = BALANCED,
     rounding: str = ROUND,
     steps: int | None = None,
+    guidance: GuidanceOptions = NO_GUIDANCE,
     rae: str | None = None,
     overwrite: bool = False,
     device: str = "auto",
@@ -190,6 +199,9 @@ def sample(
     Pictures in a `.npz` are shuffled: who scores its parts, as the Inception score does, finds
     all classes in each.
 
+    Args:
+        guidance: with one scale at most.
+
     Raises:
         ConfigError, HubError, NumericsError, OutputError, WeightsError: see their messages.
     """
@@ -199,12 +211,14 @@ def sample(
     where = pick_device(device)
     flow = load_flow(checkpoint, where, reporter)
     steps = check_steps(flow, steps)
+    guidance.check(flow, steps)
     plan = plan_labels(
         flow.class_names, classes=classes, per_class=per_class, num=num, labels=labels, seed=seed
     )
     autoencoder = load_partner(checkpoint, flow, rae, where, reporter)
     check_latents(flow, autoencoder)
-    make = LatentGenerator(flow, autoencoder.latent_shape, steps, where)
+    [guided] = guidance.open(flow, where, reporter)
+    make = LatentGenerator(flow, autoencoder.latent_shape, steps, where, guided)
     drawing = _Drawing(make, autoencoder, seed, batch_size, rounding, reporter)
     shuffled = out.suffix == ".npz"
     began = time.perf_counter()
@@ -216,8 +230,9 @@ def sample(
     seconds = time.perf_counter() - began
     names = tuple(flow.class_names[label] for label in dict.fromkeys(plan.labels))
     return SampleResult(
-        str(out), len(plan.labels), names, labels, shuffled, rounding, steps, seconds
-    )
+        str(out), len(plan.labels), names, labels, shuffled, rounding, steps,
+        str(guided) if guided else None, seconds,
+    )  # fmt: skip
 
 
 def _check_counts(out: Path, per_class: int | None, num: int | None, labels: str) -> int | None:
@@ -275,8 +290,10 @@ class _Drawing:
 def _write_arrays(
     out: Path, drawing: _Drawing, plan: LabelPlan, weights: dict[str, str], overwrite: bool
 ) -> None:
+    guidance = drawing.make.guidance
     settings = {
         **weights,
+        **(guidance.identity if guidance else {}),
         "pictures": str(len(plan.labels)),
         "labels": plan.digest(),
         "seed": str(drawing.seed),
@@ -292,7 +309,7 @@ def _write_arrays(
 
 
 def _write_pictures(out: Path, drawing: _Drawing, plan: LabelPlan, columns: int) -> None:
-    images = torch.cat(list(drawing.batches(plan)))
+    images = torch.cat([pictures.cpu() for pictures in drawing.batches(plan)])
     if out.suffix == ".png":
         save_grid(out, images, columns)
         return

@@ -24,10 +24,10 @@ from driftrae_cli.config.schema import (
 )
 from driftrae_cli.engine.health import read_warnings
 from driftrae_cli.engine.metrics_log import (
-    DISTANCE,
     EVAL,
     METRICS_FILE,
     Logged,
+    is_distance,
     newest_scores,
     read_metrics,
 )
@@ -300,7 +300,7 @@ def _scores(lines: Sequence[Logged]) -> tuple[RunningScore, ...]:
 
 
 def _score(name: str, value: float, step: int, lines: Sequence[Logged]) -> RunningScore:
-    if not name.startswith(DISTANCE):
+    if not is_distance(name):
         return RunningScore(name, value, step, None, None)
     all_of_them = [(line.metrics[name], line.step) for line in lines if name in line.metrics]
     return RunningScore(name, value, step, *min(all_of_them))

@@ -104,6 +104,24 @@ class World:
             raise outcome
         return outcome  # type: ignore[return-value]
 
+    def main_first(self, task: Callable[[], T]) -> T:
+        """What each process gets from `task`, which the others begin when the main one is done.
+
+        For what the first of them downloads. Collective; the main process's error is raised in
+        all.
+        """
+        made: T | None = None
+        failure: DriftraeError | None = None
+        if self.is_main:
+            try:
+                made = task()
+            except DriftraeError as error:
+                failure = error
+        failure = self.share(failure)
+        if failure:
+            raise failure
+        return made if self.is_main else task()  # type: ignore[return-value]
+
 
 def alone(device: torch.device) -> World:
     """A run of one process."""

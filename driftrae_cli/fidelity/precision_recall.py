@@ -16,12 +16,16 @@ import torch
 from torch import Tensor
 
 from driftrae_cli.errors import NumericsError
+from driftrae_cli.fidelity.neighbours import (
+    FLOAT32_SLACK,
+    ROWS,
+    Centred,
+    middle_point,
+    squared_distances,
+)
 
 NEIGHBOURS = 3
-_ROWS = 512  # of a block
-# Of |a|^2 + |b|^2, what a squared distance may be wrong by in each precision.
-_FLOAT32_SLACK = 1e-5
-_FLOAT64_SLACK = 1e-12
+_FLOAT64_SLACK = 1e-12  # as FLOAT32_SLACK, with products in float64
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class PrecisionRecall:
 
 
 def precision_recall(
-    generated_NF: Tensor, real_MF: Tensor, neighbours: int = NEIGHBOURS, rows: int = _ROWS
+    generated_NF: Tensor, real_MF: Tensor, neighbours: int = NEIGHBOURS, rows: int = ROWS
 ) -> PrecisionRecall:
     """Both shares, as the ADM evaluator and torch-fidelity define them.
 
@@ -55,8 +59,8 @@ def precision_recall(
             not finite.
     """
     _check(generated_NF, real_MF, neighbours)
-    point_F = (_mean(generated_NF) + _mean(real_MF)) / 2
-    generated, real = (_Centred.at(x, point_F) for x in (generated_NF, real_MF))
+    point_F = middle_point(generated_NF, real_MF)
+    generated, real = (Centred.at(x, point_F) for x in (generated_NF, real_MF))
     if not (torch.isfinite(generated.square).all() and torch.isfinite(real.square).all()):
         raise NumericsError("precision and recall: the features are not finite")
     return _shares(
@@ -66,38 +70,7 @@ def precision_recall(
     )
 
 
-@dataclass(frozen=True)
-class _Centred:
-    """Features around a point.
-
-    Attributes:
-        x: [N, F] float32.
-        square: [N] float64, their squared lengths.
-    """
-
-    x: Tensor
-    square: Tensor
-
-    @staticmethod
-    def at(features_NF: Tensor, point_F: Tensor) -> "_Centred":
-        parts = [(part.double() - point_F).float() for part in features_NF.split(_ROWS)]
-        squares = [part.double().square().sum(1) for part in parts]
-        return _Centred(torch.cat(parts), torch.cat(squares))
-
-    def rows(self, which: slice | Tensor) -> "_Centred":
-        return _Centred(self.x[which], self.square[which])
-
-    def double(self) -> "_Centred":
-        return _Centred(self.x.double(), self.square)
-
-
-def _squared_distances(a: _Centred, b: _Centred) -> Tensor:
-    """`|a|^2 + |b|^2 - 2 a.b`, [R, C], in the precision of the features."""
-    b_1C = b.square.to(a.x.dtype).unsqueeze(0)
-    return torch.addmm(b_1C, a.x, b.x.T, alpha=-2).add_(a.square.to(a.x.dtype).unsqueeze(1))
-
-
-def _radii(samples: _Centred, neighbours: int, rows: int) -> Tensor:
+def _radii(samples: Centred, neighbours: int, rows: int) -> Tensor:
     """Squared distance of each to its k-th nearest other, [N] float64.
 
     Every pair of blocks is computed once and serves both. A sample is its own nearest, as in the
@@ -109,7 +82,7 @@ def _radii(samples: _Centred, neighbours: int, rows: int) -> Tensor:
     best = [_Nearest.none(len(part), kept, samples.x) for part in samples.x.split(rows)]
     for i, top in enumerate(starts):
         for j, left in enumerate(starts[i:], i):
-            block_RC = _squared_distances(
+            block_RC = squared_distances(
                 samples.rows(slice(top, top + rows)), samples.rows(slice(left, left + rows))
             )
             best[i] = best[i].with_block(block_RC, left)
@@ -149,12 +122,12 @@ class _Nearest:
         return _Nearest(squared, torch.cat([self.index, column + first], 1).gather(1, place))
 
 
-def _kth_exact(samples: _Centred, which: slice, nearest: _Nearest, neighbours: int) -> Tensor:
+def _kth_exact(samples: Centred, which: slice, nearest: _Nearest, neighbours: int) -> Tensor:
     """Of some samples the squared distance to the k-th nearest other, [R] float64."""
     own, rows = samples.rows(which), which.stop - which.start
     # |a|^2 + |b|^2 <= 3 |a|^2 + 2 d^2, and both of two neighbours may be wrong.
     lengths_R = 3 * own.square + 2 * nearest.squared[:, neighbours]
-    slack_R1 = (2 * _FLOAT32_SLACK * lengths_R).unsqueeze(1)
+    slack_R1 = (2 * FLOAT32_SLACK * lengths_R).unsqueeze(1)
     spaced = nearest.squared.diff(dim=1)[:, neighbours - 1 : neighbours + 1] > slack_R1
     kth_R = nearest.index[:, neighbours].clone()
     unclear = (~spaced.all(1)).nonzero().flatten()
@@ -163,7 +136,7 @@ def _kth_exact(samples: _Centred, which: slice, nearest: _Nearest, neighbours: i
         found = _Nearest.none(len(unclear), neighbours + 1, part.x)
         for left in range(0, len(samples.x), rows):
             near = samples.rows(slice(left, left + rows)).double()
-            found = found.with_block(_squared_distances(part, near), left)
+            found = found.with_block(squared_distances(part, near), left)
         kth_R[unclear] = found.index[:, neighbours]
     return samples.x[kth_R].double().sub_(own.x).square_().sum(1)
 
@@ -177,7 +150,7 @@ class _Balls:
         radii: [N] float64, squared.
     """
 
-    centres: _Centred
+    centres: Centred
     radii: Tensor
 
     def rows(self, which: slice) -> "_Balls":
@@ -192,7 +165,7 @@ def _shares(generated: _Balls, real: _Balls, rows: int) -> PrecisionRecall:
         for left in range(0, len(real.radii), rows):
             lower = slice(left, left + rows)
             one, other = generated.rows(upper), real.rows(lower)
-            block_RC = _squared_distances(one.centres, other.centres)
+            block_RC = squared_distances(one.centres, other.centres)
             of_generated.see(upper, block_RC, one.centres, other)
             of_real.see(lower, block_RC.T, other.centres, one)
     return PrecisionRecall(
@@ -218,12 +191,12 @@ class _Inside:
         no = torch.zeros_like(samples.radii, dtype=torch.bool)
         return _Inside(no, no.clone())
 
-    def see(self, which: slice, block_RC: Tensor, points: _Centred, balls: _Balls) -> None:
-        surely_R, maybe_R = _decide(block_RC, points, balls, _FLOAT32_SLACK)
+    def see(self, which: slice, block_RC: Tensor, points: Centred, balls: _Balls) -> None:
+        surely_R, maybe_R = _decide(block_RC, points, balls, FLOAT32_SLACK)
         self.surely[which] |= surely_R
         self.maybe[which] |= maybe_R
 
-    def share(self, points: _Centred, balls: _Balls, rows: int) -> float:
+    def share(self, points: Centred, balls: _Balls, rows: int) -> float:
         """Of the samples, after all blocks; those that are not clear again in float64."""
         inside = int(self.surely.sum())
         for unclear in (self.maybe & ~self.surely).nonzero().flatten().split(rows):
@@ -231,26 +204,20 @@ class _Inside:
             inside_R = torch.zeros_like(unclear, dtype=torch.bool)
             for left in range(0, len(balls.radii), rows):
                 near = balls.rows(slice(left, left + rows))
-                block_RC = _squared_distances(part, near.centres.double())
+                block_RC = squared_distances(part, near.centres.double())
                 inside_R |= _decide(block_RC, part, near, _FLOAT64_SLACK)[1]
             inside += int(inside_R.sum())
         return inside / len(points.x)
 
 
 def _decide(
-    block_RC: Tensor, points: _Centred, balls: _Balls, slack: float
+    block_RC: Tensor, points: Centred, balls: _Balls, slack: float
 ) -> tuple[Tensor, Tensor]:
     """Where `d^2 <= r^2 - slack (|a|^2 + |b|^2)` for a ball, and where with `+ slack`; both [R]."""
     own_R, spare_C = slack * points.square, slack * balls.centres.square
     smaller_C, larger_C = balls.radii - spare_C, balls.radii + spare_C
     surely_R = (block_RC - smaller_C.to(block_RC.dtype)).amin(1) <= -own_R
     return surely_R, (block_RC - larger_C.to(block_RC.dtype)).amin(1) <= own_R
-
-
-def _mean(features_NF: Tensor) -> Tensor:
-    return torch.stack([part.double().sum(0) for part in features_NF.split(_ROWS)]).sum(0) / len(
-        features_NF
-    )
 
 
 def _check(generated_NF: Tensor, real_MF: Tensor, neighbours: int) -> None:

@@ -82,6 +82,23 @@ def test_rounding() -> None:
         assert finite_pictures(images, "x", rounding)[0, 1].flatten().tolist() == expected
 
 
+def test_pictures_stay_where_they_are_made(
+    student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who judges them is there too; who keeps many brings them to the CPU batch by batch."""
+    moved, plain = [], torch.Tensor.cpu
+
+    def noted(images: torch.Tensor) -> torch.Tensor:
+        moved.append(tuple(images.shape))
+        return plain(images)
+
+    monkeypatch.setattr(torch.Tensor, "cpu", noted)
+    finite_pictures(torch.rand(2, 3, 8, 8), "x")
+    assert not moved
+    draw(student, tmp_path / "folder", batch_size=2)
+    assert moved[:3] == [(2, 3, 32, 32)] * 3
+
+
 def test_rounding_reaches_the_file(student: str, tmp_path: Path) -> None:
     assert draw(student, tmp_path / "r.npz").rounding == "round"
     assert draw(student, tmp_path / "f.npz", rounding="floor").rounding == "floor"

@@ -111,7 +111,7 @@ def test_unclear_ones_are_decided_again(monkeypatch):
     """With all of them unclear the numbers are the same."""
     a, b = _features(90, seed=1, spread=0.8), _features(70, seed=2)
     usual = precision_recall(a, b)
-    monkeypatch.setattr(module, "_FLOAT32_SLACK", 1e3)
+    monkeypatch.setattr(module, "FLOAT32_SLACK", 1e3)
     assert precision_recall(a, b, rows=16) == usual
 
 

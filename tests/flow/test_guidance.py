@@ -37,3 +37,24 @@ def test_classifier_free_evaluates_once_with_twice_the_batch():
 def test_autoguidance_moves_away_from_the_weak_network():
     velocity = autoguidance(lambda x, t: x + 4, lambda x, t: x + 1, 2.0)
     assert velocity(torch.zeros(1, 1), torch.zeros(1)).item() == 7
+
+
+def test_outside_the_interval_the_weak_velocity_is_not_evaluated():
+    def weak(x, t_B):
+        raise AssertionError
+
+    x, outside, one_inside = torch.zeros(2, 1), torch.tensor([0.1, 0.9]), torch.tensor([0.1, 0.5])
+    velocity = autoguidance(lambda x, t: x + 4, weak, 2.0, (0.5, 0.6))
+    assert velocity(x, outside).flatten().tolist() == [4, 4]
+    velocity = autoguidance(lambda x, t: x + 4, lambda x, t: x + 1, 2.0, (0.5, 0.6))
+    assert velocity(x, one_inside).flatten().tolist() == [4, 7]
+    labels = []
+
+    def net(x, t_B, y_B):
+        labels.append(y_B.tolist())
+        return x
+
+    velocity = classifier_free(net, torch.tensor([1, 2]), 7, 2.0, (0.5, 0.6))
+    velocity(x, outside)
+    velocity(x, one_inside)
+    assert labels == [[1, 2], [1, 2, 7, 7]]
