@@ -17,21 +17,23 @@ from toy_training import SETTINGS, Regression, toy_model
 from driftrae_cli.data.sampler import ClassIndex
 from driftrae_cli.drift.field import FieldSettings
 from driftrae_cli.drift.objective import DriftObjective
-from driftrae_cli.engine import checkpoint_files, evaluate_pictures
+from driftrae_cli.engine import checkpoint_files, extractors
 from driftrae_cli.engine.checkpoint import load_latest
 from driftrae_cli.engine.distill_step import DriftDistillation
-from driftrae_cli.engine.evaluate import Judge, load_scorer, score_generator
-from driftrae_cli.engine.evaluate_pictures import Protocol
-from driftrae_cli.engine.extractors import Extracted, Extractor
+from driftrae_cli.engine.evaluate import evaluate
+from driftrae_cli.engine.extractors import SHAPES_SCORER, Extracted, Extractor, open_extractors
+from driftrae_cli.engine.feature_statistics import go_through
 from driftrae_cli.engine.load import load_flow, load_rae
 from driftrae_cli.engine.parallel import shard, whole
+from driftrae_cli.engine.picture_sets import generated
+from driftrae_cli.engine.protocol import Protocol
 from driftrae_cli.engine.report import NullReporter
-from driftrae_cli.engine.sample import LatentGenerator
+from driftrae_cli.engine.sample import ROUND, LatentGenerator
+from driftrae_cli.engine.sample_labels import LabelPlan
 from driftrae_cli.engine.step_plan import Counts, StepPlan
 from driftrae_cli.engine.train import LoopSettings, StepOutput, Watchers, new_state, train
 from driftrae_cli.engine.world import World
 from driftrae_cli.errors import DataError, OutputError
-from driftrae_cli.fidelity.frechet import GaussianStats
 from driftrae_cli.models.ditdh import DiTDH, DiTDHConfig
 
 NAMES = tuple("abcdef")
@@ -231,10 +233,10 @@ def scoring_fails(world: World, parallel: str) -> None:
     if world.rank == 1:
         for parameter in rae.decoder.parameters():
             parameter.fill_(float("nan"))
-    net = load_scorer("shapes-scorer", world.device)
-    judge = Judge(net, GaussianStats.empty(net.config.widths[-1]), world.device)
+    scorers = open_extractors([SHAPES_SCORER], None, NullReporter(), world)
     make = LatentGenerator(flow, rae.latent_shape, 1, world.device)
-    score_generator(judge, "student", make, rae, 50, 0, NullReporter(), world)
+    plan = LabelPlan.of([label for label in range(10) for _ in range(50)])
+    go_through(generated("s", make, rae, plan, 0, ROUND, {}), scorers, NullReporter(), world)
 
 
 def plain_extracted(images: Tensor) -> Extracted:
@@ -251,8 +253,8 @@ def evaluate_in_process(
     world: World, target: str, protocol: Protocol, results: str
 ) -> dict[str, float]:
     """Numbers of one checkpoint, scored by all processes together."""
-    evaluate_pictures.open_extractor = lambda *_: plain_extractor()  # type: ignore[assignment]
-    found = evaluate_pictures.evaluate_pictures(
+    extractors.open_extractor = lambda *_: plain_extractor()  # type: ignore[assignment]
+    found = evaluate(
         [target], protocol, rae=None, results=Path(results), force=False,
         reporter=NullReporter(), world=world,
     )  # fmt: skip

@@ -49,6 +49,7 @@ class Nothing:
     scores: tuple[()] = ()
     reference: str = ""
     results: str = ""
+    album: None = None
 
     def __enter__(self) -> None:
         pass
@@ -74,7 +75,7 @@ class _Recorder:
 ENGINE = (
     "distill", "sample", "evaluate", "pretrain", "encode", "statistics", "obtain", "publish",
     "convert", "load", "profile", "analyze",
-    "evaluate_pictures", "extractors", "reference_pictures",
+    "extractors", "reference_pictures", "self_test",
 )  # fmt: skip
 
 

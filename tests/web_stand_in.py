@@ -14,16 +14,19 @@ class WebStandIn:
     Attributes:
         files: name -> content; others are not found.
         breaks: name -> after how many bytes each of the next transfers breaks off.
+        stalls: names whose broken transfers stay open and bring no more.
         etags: name -> the ETag to announce; None is none.
         whole: names that are sent from the beginning, whatever Range says.
         unsized: names whose size is not told.
         changed: headers to send instead, of answers with content.
         asked: (method, name, Range, If-Range) of every request.
-        after_head: is called when a HEAD was answered.
+        after_head: is called when a HEAD is as good as answered.
+        over: is set when the server ends.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
     breaks: dict[str, list[int]] = field(default_factory=dict)
+    stalls: set[str] = field(default_factory=set)
     etags: dict[str, str | None] = field(default_factory=dict)
     whole: set[str] = field(default_factory=set)
     unsized: set[str] = field(default_factory=set)
@@ -31,6 +34,7 @@ class WebStandIn:
     asked: list[tuple[str, str, str | None, str | None]] = field(default_factory=list)
     after_head: Callable[[], object] = lambda: None
     url: str = ""
+    over: threading.Event = field(default_factory=threading.Event)
 
     @property
     def ranges(self) -> list[str | None]:
@@ -42,7 +46,7 @@ class WebStandIn:
         return self.etags.get(name, made)
 
     def __enter__(self) -> "WebStandIn":
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+        self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.web = self  # type: ignore[attr-defined]
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         serve = self._server.serve_forever
@@ -50,14 +54,19 @@ class WebStandIn:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.over.set()
         self._server.shutdown()
         self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """Keep quiet about clients that have heard enough."""
 
 
 class _Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self.answer()
-        self.server.web.after_head()  # type: ignore[attr-defined]
 
     def do_GET(self) -> None:
         self.answer()
@@ -84,6 +93,8 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Content-Length"] = str(size - first)
         if self.command == "GET":
             headers |= web.changed
+        else:
+            web.after_head()  # before the client can go on
         self.send_response(206 if "Content-Range" in headers else 200)
         for header, value in headers.items():
             self.send_header(header, value)
@@ -93,6 +104,8 @@ class _Handler(BaseHTTPRequestHandler):
             sent = content[first : first + left[0]]
             web.breaks[name] = left[1:]
             self.wfile.write(sent)
+            if name in web.stalls and len(sent) < size - first:
+                web.over.wait(10)
 
     def log_message(self, *_: object) -> None:
         """Keep quiet."""

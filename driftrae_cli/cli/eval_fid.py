@@ -66,7 +66,7 @@ def eval_fid(
     guidance: Annotated[
         list[float] | None,
         typer.Option(
-            metavar="SCALE", min=0, help="Of teachers, 1 is none; may be repeated.  [default: none]"
+            metavar="SCALE", help="Of teachers, 1 is none; may be repeated.  [default: none]"
         ),
     ] = None,
     guide: Guide = None,
@@ -110,7 +110,7 @@ def eval_fid(
     force: Annotated[bool, typer.Option("--force", help="Score again what is kept.")] = False,
     self_test: Annotated[
         bool,
-        typer.Option("--self-test", help="Score the ADM evaluator's own samples (4 GB, a GPU)."),
+        typer.Option("--self-test", help="Score the ADM evaluator's own samples, downloaded."),
     ] = False,
     device: Device = "auto",
     json: Json = False,

@@ -43,7 +43,7 @@ def sample(
     ] = None,
     guidance: Annotated[
         float | None,
-        typer.Option(metavar="SCALE", min=0, help="Of a teacher; 1 is none.  [default: none]"),
+        typer.Option(metavar="SCALE", help="Of a teacher, from 0; 1 is none.  [default: none]"),
     ] = None,
     guide: Guide = None,
     guidance_interval: GuidanceInterval = None,

@@ -54,8 +54,7 @@ class _Remote:
     def there(self, folder: Path) -> int:
         """Bytes that an earlier try has left."""
         partial = self.partial(folder)
-        left = partial.stat().st_size if self.etag and partial.exists() else 0
-        return min(left, self.size)
+        return partial.stat().st_size if self.etag and partial.exists() else 0
 
 
 def file_name(url: str) -> str:

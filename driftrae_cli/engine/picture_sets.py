@@ -140,6 +140,7 @@ def generated(
 
     identity = {
         **weights,
+        **(make.guidance.identity if make.guidance else {}),
         "steps": str(make.steps),
         "seed": str(seed),
         "rounding": rounding,

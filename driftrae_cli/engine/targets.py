@@ -31,6 +31,7 @@ from driftrae_cli.engine.report import Reporter
 from driftrae_cli.engine.sample import LatentGenerator, check_steps
 from driftrae_cli.engine.sample_labels import plan_labels
 from driftrae_cli.engine.world import World
+from driftrae_cli.errors import ConfigError
 from driftrae_cli.fidelity.array_files import array_images
 from driftrae_cli.hub import LocalFile
 from driftrae_cli.models.rae import RAE
@@ -54,6 +55,7 @@ def open_targets(
     """
     # Several checkpoints often share one autoencoder, which can be larger than they are.
     autoencoders: dict[str, RAE] = {}
+    roles: set[str] = set()
 
     def autoencoder(target: str, flow: FlowCheckpoint) -> RAE:
         reference = rae or own_autoencoder(target, flow)
@@ -67,6 +69,7 @@ def open_targets(
         if _is_pictures(target):
             return [_of_files(target, protocol, reporter)]
         flow = load_flow(target, _CPU, reporter)
+        roles.add(flow.role)
         partner = autoencoder(target, flow)
         partner_file = rae or own_autoencoder(target, flow)
         weights = {
@@ -75,11 +78,17 @@ def open_targets(
         }
         return list(_drawn(target, flow, partner, weights, protocol, reporter, world.device))
 
-    return [
+    sets = [
         pictures
         for target in targets
         for pictures in world.main_first(partial(open_target, target))
     ]
+    if protocol.guidance.scales and "teacher" not in roles:
+        raise ConfigError(
+            f"--guidance {protocol.guidance.scales[0]:g}: is for teachers, and none is scored; "
+            "leave it out"
+        )
+    return sets
 
 
 def _is_pictures(target: str) -> bool:
@@ -115,9 +124,11 @@ def _drawn(
     teacher = flow.role == "teacher"
     options = protocol.guidance if teacher else NO_GUIDANCE
     wanted = (protocol.steps if teacher else None) or (None,)
-    guidances = options.open(flow, _CPU, reporter)
-    for steps in (check_steps(flow, steps) for steps in wanted):
+    counts = [check_steps(flow, steps) for steps in wanted]
+    for steps in counts:
         options.check(flow, steps)
+    guidances = options.open(flow, _CPU, reporter)
+    for steps in counts:
         for guidance in guidances:
             make = LatentGenerator(flow, autoencoder.latent_shape, steps, device, guidance)
             networks = [flow.model, autoencoder]

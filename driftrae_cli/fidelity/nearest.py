@@ -87,12 +87,9 @@ def typical_distance(references_MF: Tensor, seed: int, most: int = 2000) -> floa
     """
     M = len(references_MF)
     chosen = torch.randperm(M, generator=torch.Generator().manual_seed(seed))[:most]
-    chosen = chosen.to(references_MF.device)
-    found = nearest(references_MF[chosen], references_MF, 2)
-    # Of copies, the one with the lower index comes first: a sample may not be its own nearest.
-    own = found.index[:, 0] == chosen
-    others = torch.where(own, found.distance[:, 1], found.distance[:, 0])
-    return float(others.quantile(0.5))
+    found = nearest(references_MF[chosen.to(references_MF.device)], references_MF, 2)
+    # One of the two is the sample itself, or both are copies of it: the second is right.
+    return float(found.distance[:, 1].quantile(0.5))
 
 
 def _nothing(queries_RF: Tensor, k: int) -> Nearest:
@@ -131,8 +128,8 @@ def _distances(a_RF: Tensor, b_CF: Tensor, row_P: Tensor, column_P: Tensor) -> T
 def _sum(x_PF: Tensor) -> Tensor:
     """Over F, halves onto halves.
 
-    Libraries sum in an order that depends on the shape, the threads and the device, and so would
-    the last digits and with them ties; sums of single elements do not.
+    A library's order of summing is its own affair: it may depend on the device and on how many
+    rows there are, and so would last digits and with them ties. Sums of two elements do not.
     """
     while (F := x_PF.shape[1]) > 1:
         half = (F + 1) // 2

@@ -1,6 +1,8 @@
 """Draw a small folder of pictures to try driftrae on: three classes, one file damaged.
 
-python examples/own_data/make_pictures.py photos
+python examples/own_data/make_pictures.py photos [SEED]
+
+Another seed than 0 draws others of the same kind, to score with.
 """
 
 import math
@@ -32,13 +34,13 @@ def draw(corners: list[tuple[float, float]], dice: random.Random) -> Image.Image
     return picture.resize(SIZE, Image.Resampling.LANCZOS)
 
 
-def main(folder: Path, count: int = 300) -> None:
+def main(folder: Path, count: int = 300, seed: int = 0) -> None:
     """Write `count` pictures of each class to `folder`."""
     if folder.exists():
         sys.exit(f"{folder} exists already; choose another folder")
     for number, (name, corners) in enumerate(CLASSES.items()):
         (folder / name).mkdir(parents=True)
-        dice = random.Random(number)
+        dice = random.Random(seed * len(CLASSES) + number)
         for k in range(count):
             draw(corners, dice).save(folder / name / f"{k:04d}.jpg", quality=95)
     damaged = folder / "arrow" / "0007.jpg"
@@ -46,6 +48,6 @@ def main(folder: Path, count: int = 300) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    if not 2 <= len(sys.argv) <= 3:
         sys.exit(__doc__)
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), seed=int(sys.argv[2]) if len(sys.argv) > 2 else 0)

@@ -22,6 +22,6 @@ driftrae distill shapes --out $out/slower --set field.group=all \
   --set optim.learning_rate=7e-4 --set optim.final_learning_rate=7e-6
 driftrae distill shapes --out $out/faster --set field.group=all \
   --set optim.learning_rate=5e-3 --set optim.final_learning_rate=5e-5
-driftrae eval-fid $out/{start,tokens,blocks,paper,original} --per-class 200
-driftrae eval-fid $out/{fewer-classes,fewer-classes-blocks,fewer-samples} --per-class 200
-driftrae eval-fid $out/{slower,faster} --per-class 200
+driftrae eval-fid $out/{start,tokens,blocks,paper,original} --results runs/results.jsonl
+driftrae eval-fid $out/{fewer-classes,fewer-classes-blocks,fewer-samples} --results runs/results.jsonl
+driftrae eval-fid $out/{slower,faster} --results runs/results.jsonl

@@ -9,7 +9,7 @@ driftrae distill shapes --out "$run"
 driftrae sample shapes-teacher --steps 50 --out "$run/teacher-50-steps.png" --overwrite
 driftrae sample shapes-teacher --steps 1 --out "$run/teacher-1-step.png" --overwrite
 driftrae sample "$run" --out "$run/student-1-step.png" --overwrite
-driftrae eval-fid shapes-teacher "$run" --steps 50 --steps 1 --per-class 200
+driftrae eval-fid shapes-teacher "$run" --steps 50 --steps 1 --results runs/results.jsonl
 
 cat <<END
 

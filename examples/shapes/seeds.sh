@@ -10,4 +10,4 @@ for seed in 0 1 2; do
     --out runs/seeds/paper-$seed
   runs+=("runs/seeds/preset-$seed" "runs/seeds/paper-$seed")
 done
-driftrae eval-fid "${runs[@]}" --per-class 200
+driftrae eval-fid "${runs[@]}" --results runs/results.jsonl

@@ -14,9 +14,13 @@ from driftrae_cli.cli.app import app
 from driftrae_cli.cli.output import print_result
 from driftrae_cli.config.load import load
 from driftrae_cli.config.schema import DataConfig, DistillConfig, PretrainConfig
-from driftrae_cli.engine import analyze, evaluate_pictures
+from driftrae_cli.engine import analyze, evaluate, self_test
+from driftrae_cli.engine.album import Album
 from driftrae_cli.engine.analysis import Analysis
-from driftrae_cli.engine.evaluate_pictures import Metric, PictureEvaluation, PictureScores
+from driftrae_cli.engine.evaluate import Evaluation, PictureScores
+from driftrae_cli.engine.guidance import NO_GUIDANCE, GuidanceOptions
+from driftrae_cli.engine.picture_metrics import Metric
+from driftrae_cli.engine.protocol import Protocol
 from driftrae_cli.engine.runtime import pick_device
 from driftrae_cli.engine.world import alone
 from driftrae_cli.errors import ConfigError, NumericsError
@@ -194,7 +198,8 @@ def test_sample(engine):
     assert driftrae(*line.split()).exit_code == 0
     default = {
         "classes": "all", "per_class": None, "num": None, "labels": "balanced", "seed": 0,
-        "out": Path("samples.png"), "steps": None, "rounding": "round", "rae": None,
+        "out": Path("samples.png"), "steps": None, "guidance": NO_GUIDANCE, "rounding": "round",
+        "rae": None,
         "overwrite": False, "device": "auto",
     }  # fmt: skip
     given = default | {
@@ -207,65 +212,79 @@ def test_sample(engine):
     assert calls == [(("runs/x",), default), (("t",), given), (("t",), in_all)]
 
 
-def test_eval_fid(engine):
-    calls = engine("evaluate", "evaluate")
-    assert driftrae("eval-fid", "a").exit_code == 0
-    line = "eval-fid a b --data d --per-class 9 --steps 1 --steps 50 --seed 2 --rae r --scorer s"
-    line += " --max-bad 0"
-    assert driftrae(*line.split(), "--device", "cpu").exit_code == 0
-    default = {
-        "data": "shapes", "per_class": 500, "steps": None, "seed": 0, "rae": None,
-        "scorer": "shapes-scorer", "max_bad": 10, "device": "auto",
-    }  # fmt: skip
-    given = {
-        "data": "d", "per_class": 9, "steps": [1, 50], "seed": 2, "rae": "r",
-        "scorer": "s", "max_bad": 0, "device": "cpu",
-    }  # fmt: skip
-    assert calls == [((["a"],), default), ((["a", "b"],), given)]
-
-
-def test_eval_fid_by_published_metrics(monkeypatch):
+@pytest.fixture
+def evaluations(monkeypatch):
+    """What `evaluate` was asked for; it finds two numbers."""
     calls = []
 
     def record(targets, protocol, **named):
-        calls.append((targets, protocol, named["rae"], named["results"], named["force"]))
+        options = [named[name] for name in ("rae", "results", "force", "album")]
+        calls.append((targets, protocol, *options))
         rows = (PictureScores("a", 9, (Metric("FID-9", 1.25), Metric("IS", 2.0)), known=True),)
-        return PictureEvaluation(rows, protocol.reference, str(named["results"]))
+        folder = named["album"] and str(named["album"].folder)
+        return Evaluation(rows, protocol.reference, str(named["results"]), folder)
 
-    monkeypatch.setattr(evaluate_pictures, "evaluate_pictures", record)
-    shown = driftrae("eval-fid", "a", "--ref", "r")
+    monkeypatch.setattr(evaluate, "evaluate", record)
+    return calls
+
+
+def test_eval_fid(evaluations):
+    shown = driftrae("eval-fid", "a")
     assert shown.exit_code == 0
     assert re.search(r"a +9 +1\.25 +2 +as before", shown.stdout)
+    assert "album" not in shown.stdout
     line = (
         "eval-fid a b --ref r --features dinov2 --features inception --num 30 --labels random "
-        "--steps 1 --steps 5 --seed 3 --rounding floor --precision-recall --uncertainty "
-        "--resolution 64 "
-        "--inception-weights w --max-bad 4 --rae e --results f --force --json"
+        "--steps 1 --steps 5 --guidance 1 --guidance 1.4 --guide g --guidance-interval 0.1 0.9 "
+        "--seed 3 --rounding floor --precision-recall --uncertainty --resolution 64 "
+        "--inception-weights w --max-bad 4 --rae e --results f --force --album p --nearest 2 "
+        "--overwrite"
     )
-    found = json.loads(driftrae(*line.split()).stdout)
+    assert "album      p" in driftrae(*line.split()).stdout
+    found = json.loads(driftrae(*line.split(), "--json").stdout)
     assert found["scores"][0]["metrics"][0] == {"name": "FID-9", "value": 1.25}
-    default = evaluate_pictures.Protocol(
-        reference="r", features=("inception",), num=50_000, labels="balanced", steps=None,
-        seed=0, rounding="round", precision_recall=False, uncertainty=False, resolution=256,
-        inception_weights=None, max_bad=10,
-    )  # fmt: skip
-    given = evaluate_pictures.Protocol(
+    given = Protocol(
         reference="r", features=("dinov2", "inception"), num=30, labels="random", steps=(1, 5),
-        seed=3, rounding="floor", precision_recall=True, uncertainty=True, resolution=64,
-        inception_weights=Path("w"), max_bad=4,
+        guidance=GuidanceOptions((1.0, 1.4), "g", (0.1, 0.9)), seed=3, rounding="floor",
+        precision_recall=True, uncertainty=True, resolution=64, inception_weights=Path("w"),
+        max_bad=4,
     )  # fmt: skip
-    assert calls == [
-        (["a"], default, None, Path("results.jsonl"), False),
-        (["a", "b"], given, "e", Path("f"), True),
-    ]
+    default = (["a"], Protocol(max_bad=10), None, Path("results.jsonl"), False, None)
+    all_given = (["a", "b"], given, "e", Path("f"), True, Album(Path("p"), 2, True))
+    assert evaluations == [default, all_given, all_given]
 
 
-def test_published_metrics_need_a_reference():
-    result = driftrae("eval-fid", "a", "--features", "dinov2")
-    assert result.exit_code != 0
-    assert (
-        "--features, --precision-recall, --uncertainty: say what to compare with" in result.stderr
-    )
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "say what to score: checkpoints or pictures, or --self-test"),
+        (["a", "--nearest", "2"], "--nearest 2: say with --album DIR where the pictures go"),
+        (["a", "--self-test"], "--self-test: scores its own pictures; leave out a"),
+        (["a", "--guide", "g"], "--guide g: say with --guidance how strongly"),
+    ],
+)
+def test_eval_fid_that_makes_no_sense(evaluations, words, message):
+    result = driftrae("eval-fid", *words)
+    assert result.exit_code == ConfigError.exit_code and message in result.stderr
+    assert evaluations == []
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_the_self_test_shows_its_table_and_fails_when_a_number_differs(monkeypatch, passed):
+    row = self_test.Comparison("FID", 3.9426, 3.9, -0.01, 0.003, passed)
+    found = self_test.SelfTest("s", "r", "f", passed, (row,))
+    asked = []
+
+    def record(*, inception_weights, **_):
+        asked.append(inception_weights)
+        return found
+
+    monkeypatch.setattr(self_test, "self_test", record)
+    result = driftrae("eval-fid", "--self-test", "--inception-weights", "w")
+    assert asked == [Path("w")]
+    assert "3.943" in result.stdout
+    assert result.exit_code == (0 if passed else NumericsError.exit_code)
+    assert ("FID is 3.9 instead of 3.9426" in result.stderr) != passed
 
 
 @pytest.fixture
@@ -347,8 +366,8 @@ def test_encode_needs_to_know_what_from_what_and_where(lacking):
 
 
 def test_results_as_text(engine):
-    engine("evaluate", "evaluate")
-    lines = [line.split() for line in driftrae("eval-fid", "a").stdout.splitlines()]
+    engine("sample", "sample")
+    lines = [line.split() for line in driftrae("sample", "a").stdout.splitlines()]
     assert lines == [
         ["out", "runs/[x]:star:"],
         ["name", "distance", "steps"],
@@ -373,8 +392,8 @@ def test_fields_without_a_value_are_left_out_of_the_text(capsys):
 
 
 def test_results_as_json_leave_stdout_clean(engine):
-    engine("evaluate", "evaluate")
-    result = driftrae("eval-fid", "a", "--json")
+    engine("sample", "sample")
+    result = driftrae("sample", "a", "--json")
     assert json.loads(result.stdout) == {
         "out": "runs/[x]:star:",
         "rows": [

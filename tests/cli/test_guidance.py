@@ -43,6 +43,7 @@ def test_what_is_shown(teacher: str) -> None:
         ("--guide weak", "--guide weak: say with --guidance how strongly"),
         ("--guidance-interval 0 0.9", "--guidance-interval 0 0.9: say with --guidance how"),
         ("--guidance 2 --guidance-interval 0.9 0", "0.9 0: give two rising times from 0 (data)"),
+        ("--guidance -1", "--guidance -1: give a number from 0 on; 1 is none"),
         ("--guidance nan", "--guidance nan: give a number from 0 on; 1 is none"),
         ("--guidance 2 --guidance-interval 0.01 0.02", "none of the teacher's steps is in it"),
         ("--guidance 2 --guide student.safetensors", "is a student; give a flow teacher"),
@@ -69,7 +70,6 @@ def test_a_lost_guide(teacher: str) -> None:
     assert result.exit_code == WeightsError.exit_code and "lost.safetensors" in result.stderr
 
 
-@pytest.mark.parametrize("options", ["--guidance -1", "--guidance x", "--guidance-interval 0.5"])
+@pytest.mark.parametrize("options", ["--guidance x", "--guidance-interval 0.5"])
 def test_what_is_no_number_is_a_usage_error(teacher: str, options: str) -> None:
-    result = sample(teacher, options)
-    assert result.exit_code == 2 and "Usage: driftrae sample" in result.stderr
+    assert sample(teacher, options).exit_code == 2

@@ -73,15 +73,15 @@ def test_the_numbers_that_say_how_a_distillation_goes(log):
         "learning_rate": 1e-3,
         "samples_per_second": 318.2,
         "memory_gb": 17.3,
-        "eval/frechet_distance-500": 0.9,
-        "eval/class_accuracy-500": 0.95,
+        "eval/FD-shapes-scorer-500": 0.9,
+        "eval/accuracy-shapes-scorer": 0.95,
     }
     reporter.start("distilling", 240)
     now[0] += 60.0
     reporter.advance(60, metrics)
     assert lines[1] == (
         "distilling: 60/240, 3 min 0 s left  field/2/0.2 0.0993  diversity 1.03  318.2 samples/s  "
-        "eval/frechet_distance-500 0.9  eval/class_accuracy-500 0.95  grad_norm 0.417  "
+        "eval/FD-shapes-scorer-500 0.9  eval/accuracy-shapes-scorer 0.95  grad_norm 0.417  "
         "memory_gb 17.3 GB"
     )
 
@@ -136,7 +136,7 @@ def test_in_a_narrow_terminal_whole_numbers_are_shown_the_most_telling_first():
     reporter = BarReporter(Console(file=screen, force_terminal=True, width=80, highlight=False))
     reporter.start("distilling", 100_000)
     metrics = {f"field/2/{tau}": tau / 3 for tau in (0.02, 0.05, 0.2)}
-    scores = {"eval/frechet_distance-50000": 1.25, "eval/class_accuracy-50000": 0.5}
+    scores = {"eval/FD-shapes-scorer-50000": 1.25, "eval/accuracy-shapes-scorer": 0.5}
     more = {"grad_norm": 1.0, "samples_per_second": 1318.25, "diversity": 1.0123, "loss": 1.0}
     reporter.advance(99_998, {**metrics, **more, **scores})
     reporter.advance(99_999, {})

@@ -36,13 +36,13 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, list[tuple[in
 
 
 def test_what_was_logged_is_drawn(tmp_path: Path, drawn: list[Any]) -> None:
-    run = _run(tmp_path / "run", **{"eval/frechet_distance-500": 2.0})
+    run = _run(tmp_path / "run", **{"eval/FD-shapes-scorer-500": 2.0})
     result = plot([run])
     assert result.panels == (
         "field, in mean distances",
         "effective neighbours",
         "gradient norm",
-        "Fréchet distance, 500 pictures",
+        "FD-shapes-scorer-500",
     )
     norms = [points for title, _, points in drawn if title == "gradient norm"]
     assert norms == [[(5 * k, 1.0 + k) for k in range(1, 13)]]

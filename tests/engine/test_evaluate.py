@@ -1,124 +1,237 @@
-"""Scores compare class numbers: they must mean the same everywhere."""
+"""Published metrics: protocol, references, results, and as many processes as one likes."""
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from process_tasks import evaluate_in_process, plain_extracted, plain_extractor
+from processes import run
+from sampling import Heard, draw, write_student
 
-from driftrae_cli.data.images import LabeledImages
-from driftrae_cli.data.shapes import CLASS_NAMES, render
-from driftrae_cli.engine.evaluate import (
-    Evaluation,
-    Judge,
-    evaluate,
-    load_scorer,
-    score_reconstructions,
-)
-from driftrae_cli.engine.load import flow_metadata, load_rae
+from driftrae_cli.data.shapes import render
+from driftrae_cli.engine import evaluate as module
+from driftrae_cli.engine import extractors
+from driftrae_cli.engine.build import DataConfig
+from driftrae_cli.engine.evaluate import Evaluation, evaluate
+from driftrae_cli.engine.extractors import open_extractor
+from driftrae_cli.engine.protocol import Protocol
+from driftrae_cli.engine.reference_pictures import make_reference
 from driftrae_cli.engine.report import NullReporter
-from driftrae_cli.errors import ConfigError, DataError, NumericsError, WeightsError
-from driftrae_cli.models.decoder import DecoderConfig
-from driftrae_cli.models.ditdh import DiTDH, DiTDHConfig
-from driftrae_cli.models.encoder import EncoderConfig
-from driftrae_cli.models.feature_net import FeatureNet, FeatureNetConfig
-from driftrae_cli.models.rae import RAE, RAEConfig
-from driftrae_cli.models.weights import save_model
+from driftrae_cli.engine.world import alone
+from driftrae_cli.errors import ConfigError, DataError, OutputError
+from driftrae_cli.fidelity.frechet import (
+    GaussianStats,
+    frechet_distance,
+    frechet_error,
+    frechet_infinity,
+)
+from driftrae_cli.fidelity.inception_score import inception_score
+from driftrae_cli.fidelity.precision_recall import precision_recall
+from driftrae_cli.fidelity.references import read_reference
+from driftrae_cli.fidelity.timm_features import SECOND_SPACE, TimmFeatures
 
 CPU = torch.device("cpu")
+DEFAULTS = Protocol(features=("plain",), num=30, resolution=32)
 
 
-def _student(folder: Path, names: tuple[str, ...] = CLASS_NAMES, rae: str = "shapes-rae") -> str:
-    """An untrained student for the built-in autoencoder's latents."""
-    torch.manual_seed(0)
-    config = DiTDHConfig(4, 64, (16, 16), (1, 1), (2, 2), len(names))
-    path = folder / "student.safetensors"
-    save_model(path, DiTDH(config), "ditdh", config, flow_metadata("student", rae, 1.0, names))
-    return str(path)
+@pytest.fixture(autouse=True)
+def _plain(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Means of patches instead of networks."""
+    monkeypatch.setattr(extractors, "open_extractor", lambda *_: plain_extractor())
+    monkeypatch.setenv("DRIFTRAE_CACHE", str(tmp_path / "cache"))
 
 
-def _score(
-    target: str, scorer: str = "shapes-scorer", data: str = "shapes", **options: Any
-) -> Evaluation:
-    return evaluate(
-        [target], data=data, per_class=4, steps=[1], seed=0, scorer=scorer,
-        reporter=NullReporter(), device="cpu", **options,
+@pytest.fixture
+def student(tmp_path: Path) -> str:
+    return write_student(tmp_path / "student.safetensors")
+
+
+def score(*targets: str, results: Path, **settings: Any) -> Evaluation:
+    options = {"rae": None, "force": False, "reporter": NullReporter(), "world": alone(CPU)}
+    options |= {name: settings.pop(name) for name in list(settings) if name in options}
+    protocol = dataclasses.replace(DEFAULTS, **settings)
+    return evaluate(list(targets), protocol, results=results, **options)
+
+
+def reference(folder: Path, keep: bool = True, **data: Any) -> Path:
+    out = folder / "ref.safetensors"
+    config = DataConfig(**{"source": "shapes", "per_class": 6, **data})
+    make_reference(
+        config, 32, plain_extractor(), out, keep=keep, overwrite=False, reporter=NullReporter(),
+        world=alone(CPU),
     )  # fmt: skip
+    return out
+
+
+def write_pictures(folder: Path, images: torch.Tensor) -> str:
+    folder.mkdir(parents=True)
+    for k, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{k:03d}.png")
+    return str(folder)
+
+
+def test_a_folder_is_scored_as_the_formulas_say(tmp_path: Path) -> None:
+    images = render(range(250), seed=3)[0]
+    ref = reference(tmp_path)
+    folder = write_pictures(tmp_path / "p", images)
+    [found] = score(
+        folder,
+        results=tmp_path / "r.jsonl",
+        reference=str(ref),
+        precision_recall=True,
+        uncertainty=True,
+    ).scores
+    real = plain_extracted(render(range(60), seed=0)[0])
+    mine = plain_extracted(images)
+    both = precision_recall(mine.features, real.features)
+    assert mine.spatial is not None and real.spatial is not None and mine.logits is not None
+    expected = {
+        "FD-plain-250": frechet_distance(
+            GaussianStats.of(mine.features), GaussianStats.of(real.features)
+        ),
+        "FD-plain-250 error": frechet_error(mine.features.float(), read_reference(ref).stats, 0),
+        "FD-plain∞": frechet_infinity(mine.features.float(), read_reference(ref).stats, 0).distance,
+        "sFD-plain-250": frechet_distance(
+            GaussianStats.of(mine.spatial), GaussianStats.of(real.spatial)
+        ),
+        "IS": inception_score(mine.logits).mean,
+        "precision (plain)": both.precision,
+        "recall (plain)": both.recall,
+    }
+    assert {m.name: m.value for m in found.metrics} == pytest.approx(expected, rel=1e-9)
+    assert found.pictures == 250 and not found.known
+
+
+def test_generated_pictures_and_those_written_by_sample_score_alike(
+    tmp_path: Path, student: str
+) -> None:
+    ref, results = str(reference(tmp_path)), tmp_path / "r.jsonl"
+    draw(student, tmp_path / "s.npz", num=30)
+    streamed, written = score(
+        student, str(tmp_path / "s.npz"), results=results, reference=ref
+    ).scores
+    values = [[m.value for m in one.metrics] for one in (streamed, written)]
+    assert values[0] == pytest.approx(values[1], rel=1e-9)
+
+
+def test_processes_share_the_pictures_and_agree(tmp_path: Path, student: str) -> None:
+    ref = str(reference(tmp_path))
+    protocol = dataclasses.replace(
+        DEFAULTS,
+        reference=ref,
+        num=450,
+        labels="random",
+        precision_recall=True,
+        uncertainty=True,
+    )
+    results = {
+        size: run(size, evaluate_in_process, student, protocol, str(tmp_path / f"{size}.jsonl"))
+        for size in (1, 2, 4)
+    }
+    [one] = results[1]
+    for size in (2, 4):
+        for other in results[size]:
+            assert other.keys() == one.keys()
+            assert list(other.values()) == pytest.approx(list(one.values()), rel=1e-9)
+        assert len((tmp_path / f"{size}.jsonl").read_text().splitlines()) == 1
+
+
+def test_an_identical_request_is_answered_from_the_results(
+    tmp_path: Path, student: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref, results = str(reference(tmp_path)), tmp_path / "r.jsonl"
+    [first] = score(student, results=results, reference=ref).scores
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "go_through", None)
+        [again] = score(student, results=results, reference=ref).scores
+        assert again == dataclasses.replace(first, known=True)
+        for changed in ({"seed": 1}, {"rounding": "floor"}, {"num": 33}, {"force": True}):
+            with pytest.raises(TypeError):
+                score(student, results=results, reference=ref, **changed)
+    score(student, results=results, reference=ref, force=True)
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    assert [line["key"] for line in lines] == [lines[0]["key"]] * 2
+    request = lines[0]["request"]
+    assert request["references"] == {"plain": read_reference(Path(ref)).sha256}
+    assert request["pictures"]["rounding"] == "round"
+    assert {"torch", "driftrae", "timm"} <= lines[0]["about"]["versions"].keys()
+
+
+def test_real_pictures_are_measured_once(
+    tmp_path: Path, student: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_pictures(tmp_path / "real", render(range(40), seed=0)[0])
+    heard: list[str] = []
+    monkeypatch.setattr(NullReporter, "start", lambda _, phase, *__: heard.append(phase))
+    for name in ("a", "b"):
+        score(student, results=tmp_path / name, reference=folder)
+    assert heard.count(f"scoring {folder}") == 1
+
+
+def test_a_reference_that_was_made_otherwise_is_refused(tmp_path: Path, student: str) -> None:
+    ref = str(reference(tmp_path))
+    large = write_pictures(tmp_path / "p", torch.zeros(3, 3, 64, 64, dtype=torch.uint8))
+    with pytest.raises(ConfigError, match="resolution 32 there, 64 here"):
+        score(large, results=tmp_path / "r", reference=ref, resolution=64)
+    np.savez(tmp_path / "adm.npz", mu=np.zeros(4), sigma=np.eye(4))
+    with pytest.raises(ConfigError, match=r"in \.npz files are those of Inception, not of plain"):
+        score(student, results=tmp_path / "r", reference=str(tmp_path / "adm.npz"))
+
+
+def test_precision_and_recall_need_single_pictures(tmp_path: Path, student: str) -> None:
+    ref = str(reference(tmp_path, keep=False))
+    with pytest.raises(ConfigError, match=r"statistics only, .* --keep-features"):
+        score(student, results=tmp_path / "r", reference=ref, precision_recall=True)
+
+
+def test_few_pictures_are_told_of(tmp_path: Path, student: str) -> None:
+    ref, heard = str(reference(tmp_path)), Heard()
+    score(student, results=tmp_path / "r", reference=ref, num=12, reporter=heard)
+    assert any("12 pictures for 12 features have a singular covariance" in t for t in heard.texts)
 
 
 @pytest.mark.parametrize(
-    ("names", "text"),
-    [
-        (
-            (*CLASS_NAMES[:3], "moon", *CLASS_NAMES[4:]),
-            "class 3 is moon for the checkpoint and star in the data",
-        ),
-        (
-            (CLASS_NAMES[1], CLASS_NAMES[0], *CLASS_NAMES[2:]),
-            "class 0 is square for the checkpoint and disc in the data",
-        ),
-        (CLASS_NAMES[:9], "class 9 is none for the checkpoint and trefoil in the data"),
-        ((*CLASS_NAMES, "moon"), "class 10 is moon for the checkpoint and none in the data"),
-    ],
+    ("count", "title"),
+    [(50_000, "FID"), (60_001, "FID"), (49_999, "FID-49999"), (10_000, "FID-10k"), (60, "FID-60")],
 )
-def test_other_classes_are_refused(tmp_path: Path, names: tuple[str, ...], text: str) -> None:
-    with pytest.raises(ConfigError, match=text):
-        _score(_student(tmp_path, names))
+def test_it_is_called_fid_with_enough_pictures_only(count: int, title: str) -> None:
+    assert dataclasses.replace(plain_extractor(), distance="FID").title(count) == title
 
 
-def test_as_many_pictures_may_be_unreadable_as_allowed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for image, label in zip(*render(range(40), seed=0), strict=True):
-        place = tmp_path / "p" / CLASS_NAMES[label]
-        place.mkdir(parents=True, exist_ok=True)
-        name = f"{len(list(place.iterdir()))}.png"
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(place / name)
-    (tmp_path / "p" / "star" / "0.png").write_bytes(b"text")
-    student = _student(tmp_path, tuple(sorted(CLASS_NAMES)))
-    data = {"data": str(tmp_path / "p")}
-    assert _score(student, max_bad=1, **data).reference_pictures == 39
-    with pytest.raises(DataError, match=r"0\.png: not a readable picture"):
-        _score(student, **data)
+def test_what_is_wrong_shows_before_anything_is_scored(tmp_path: Path, student: str) -> None:
+    ref = str(reference(tmp_path))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty"):
+        score(student, str(tmp_path / "empty"), results=tmp_path / "r", reference=ref)
+    with pytest.raises(ConfigError, match="--rounding up: give round or floor"):
+        score(student, results=tmp_path / "r", reference=ref, rounding="up")
+    assert not (tmp_path / "r").exists()
+    with pytest.raises(OutputError, match="exists already"):
+        reference(tmp_path)
 
 
-def test_a_scoring_network_of_other_classes_is_refused(tmp_path: Path) -> None:
-    config = FeatureNetConfig(widths=(8, 8), num_classes=3)
-    path = tmp_path / "scorer.safetensors"
-    save_model(path, FeatureNet(config), "feature-net", config)
-    with pytest.raises(ConfigError, match="knows 3 classes, the data has 10"):
-        _score(_student(tmp_path), scorer=str(path))
+def test_an_unknown_extractor_is_refused() -> None:
+    with pytest.raises(
+        ConfigError,
+        match="--features vgg: give inception, dinov2, clip, timm:MODEL, scorer:REF or rae:REF",
+    ):
+        open_extractor("vgg", CPU, None, NullReporter())
 
 
-def test_another_autoencoder_can_be_given(tmp_path: Path) -> None:
-    own = _score(_student(tmp_path))
-    lost = _student(tmp_path, rae="lost.safetensors")
-    with pytest.raises(WeightsError, match=f"{lost} names it .* with --rae"):
-        _score(lost)
-    assert _score(lost, rae="shapes-rae") == own
+def test_clip_is_the_second_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
 
+    def load(name: str, device: torch.device) -> TimmFeatures:
+        asked.append(name)
+        raise ConfigError("asked")
 
-def test_reconstructions_that_are_not_finite_have_no_score() -> None:
-    real = LabeledImages(*render(range(20), 0), CLASS_NAMES)
-    judge, rae = Judge.on(load_scorer("shapes-scorer", CPU), real, CPU), load_rae("shapes-rae", CPU)
-    assert score_reconstructions(judge, rae, real).pictures == 20
-    rae.latent_mean.fill_(float("nan"))
-    with pytest.raises(NumericsError, match="the autoencoder makes pictures that are not finite"):
-        score_reconstructions(judge, rae, real)
-
-
-def test_pictures_of_several_sizes_are_not_scored_together(tmp_path: Path) -> None:
-    config = RAEConfig(
-        EncoderConfig(64, 1, 2, 2.0, 16, 64, registers=0, layer_scale=0.5),
-        DecoderConfig(64, 16, 1, 2, 32, patch_size=16, num_tokens=16),
-        input_size=64,
-        grid=4,
-    )
-    save_model(tmp_path / "large.safetensors", RAE(config), "rae", config)
-    large = _student(tmp_path, rae="large.safetensors")
-    with pytest.raises(ConfigError, match="pictures of 32, 64 rows; score each size alone"):
-        evaluate(
-            [large, "shapes-student"], data="shapes", per_class=2, steps=None, seed=0,
-            scorer="shapes-scorer", reporter=NullReporter(), device="cpu",
-        )  # fmt: skip
+    monkeypatch.setattr(TimmFeatures, "load", load)
+    for name in ("clip", "dinov2"):
+        with pytest.raises(ConfigError, match="asked"):
+            open_extractor(name, CPU, None, NullReporter())
+    assert asked == [SECOND_SPACE, "dinov2"]

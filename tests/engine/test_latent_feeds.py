@@ -1,15 +1,22 @@
 """Memory, cache and stream give a step the same latents, whatever works ahead."""
 
 import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+import feed_tasks
 import pytest
 import torch
 from PIL import Image
+from processes import run
 
 from driftrae_cli.config.schema import DataConfig
 from driftrae_cli.data.latent_cache import LatentCache
@@ -18,10 +25,17 @@ from driftrae_cli.data.shapes import CLASS_NAMES, render
 from driftrae_cli.data.sources import ShapesSource
 from driftrae_cli.engine.encode import encode
 from driftrae_cli.engine.latent_data import OpenData, decode_workers, open_data, prepare_latents
-from driftrae_cli.engine.latent_feeds import LatentData, MemoryLatents, StreamedLatents
+from driftrae_cli.engine.latent_feeds import (
+    LatentData,
+    MemoryLatents,
+    OnDemand,
+    StreamedLatents,
+)
 from driftrae_cli.engine.load import load_rae
 from driftrae_cli.engine.report import NullReporter
+from driftrae_cli.engine.runtime import network_precision
 from driftrae_cli.errors import DataError
+from driftrae_cli.models.rae import RAE
 
 CPU = torch.device("cpu")
 
@@ -271,3 +285,229 @@ def test_data_is_looked_at_before_it_is_read(folder: Path, tmp_path: Path) -> No
     renamed = next((copy / "disc").iterdir())
     renamed.rename(renamed.with_name("other.png"))
     assert open_data(DataConfig(source=str(copy)), rae).fingerprint != data.fingerprint
+
+
+def _streamed(folder: Path, workers: int, max_bad: int = 10) -> StreamedLatents:
+    data = _prepared(
+        DataConfig(source=str(folder), latents="stream", workers=workers, max_bad=max_bad)
+    )
+    assert isinstance(data, StreamedLatents)
+    return data
+
+
+def _on_demand(data: StreamedLatents, steps: Sequence[int], total: int = 6) -> list[torch.Tensor]:
+    """As they come without anything that is encoded ahead."""
+    with closing(OnDemand(data, _rows, total)) as encode:
+        return [encode(step) for step in steps]
+
+
+@pytest.mark.parametrize(
+    ("workers", "together", "precision"), [(0, 1, "float32"), (2, 3, "float32"), (2, 1, "bf16")]
+)
+def test_what_is_encoded_ahead_is_the_same_to_the_bit(
+    folder: Path, workers: int, together: int, precision: str
+) -> None:
+    """Though training computes, in its own precision, while the thread encodes."""
+    data = replace(_streamed(folder, workers), precision=precision)
+    expected, found = _on_demand(replace(data, workers=0), range(6)), []
+    network = torch.nn.Conv2d(64, 3, 1)
+    with data.feed(_rows, 6, together) as feed:
+        for step in range(6):
+            found.append(feed(step))
+            with network_precision(CPU, precision):
+                loss = network(data.rae.features(torch.rand(8, 3, 32, 32))).sum()
+            loss.backward()
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+class _Gated:
+    """The built-in shapes; behind the first batch, gives none before it is let."""
+
+    def __init__(self) -> None:
+        self._shapes = ShapesSource(0, 100)
+        self.read_so_far, self.waiting, self.gate = 0, threading.Event(), threading.Event()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._shapes, name)
+
+    def read_many(self, rows: Sequence[int]) -> torch.Tensor:
+        if self.read_so_far:
+            self.waiting.set()
+            assert self.gate.wait(20)
+        self.read_so_far += 1
+        return self._shapes.read_many(rows)
+
+    def stream(self, precision: str = "float32") -> StreamedLatents:
+        rae = load_rae("shapes-rae", CPU)
+        return StreamedLatents(
+            self,
+            self._shapes.labels,
+            CLASS_NAMES,
+            rae,
+            CPU,
+            precision,
+            0,
+            BadFiles(0, print),  # type: ignore[arg-type]
+        )
+
+
+def test_the_next_draw_is_encoded_while_this_one_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, encoded = RAE.features, list[int]()
+
+    def noticed(rae: RAE, images: torch.Tensor) -> torch.Tensor:
+        encoded.append(len(images))
+        return features(rae, images)
+
+    monkeypatch.setattr(RAE, "features", noticed)
+    source = _Gated()
+    source.gate.set()
+    with source.stream().feed(lambda draw: torch.arange(draw + 1), 9, together=3) as feed:
+        for draw, ahead in ((0, [1, 2, 3, 4]), (1, [1, 2, 3, 4, 5])):
+            feed(draw)
+            deadline = time.monotonic() + 20
+            while encoded != ahead:
+                assert time.monotonic() < deadline, encoded
+            time.sleep(0.2)
+            assert encoded == ahead, "more than are asked for together"
+
+
+def test_training_and_encoding_do_not_take_turns_with_the_attention() -> None:
+    """Of which there is one choice for all threads: the first that is done would change it."""
+    before = _attention()
+    source, rows = _Gated(), lambda draw: torch.arange(40) + draw  # type: ignore[var-annotated]
+    with source.stream("bf16").feed(rows, 2) as feed:
+        with network_precision(CPU, "bf16"):
+            feed(0)
+            assert source.waiting.wait(20)  # the encoder has chosen its attention
+        source.gate.set()
+        found = feed(1)
+    assert _attention() == before
+    again = _Gated()
+    again.gate.set()
+    with closing(OnDemand(again.stream("bf16"), rows, 2)) as encode:
+        assert torch.equal(found, encode(1))
+
+
+def _attention() -> list[bool]:
+    kernels = torch.backends.cuda
+    return [kernels.flash_sdp_enabled(), kernels.math_sdp_enabled()]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_picture_is_an_error_of_its_own_draw(
+    folder: Path, tmp_path: Path, workers: int
+) -> None:
+    """Not of the draw during which it was met, and in the words that it has without that."""
+    names = sorted(p.name for p in (folder / "star").iterdir())[:2]
+    copy = _with_damage(folder, tmp_path / "p", lambda p: p.name in names)
+    bad = sorted(CLASS_NAMES).index("star") * 12
+
+    def rows(draw: int) -> torch.Tensor:
+        return torch.tensor([bad + 5, bad + max(0, 3 - draw)])
+
+    data = _streamed(copy, workers, max_bad=1)
+    with data.feed(rows, 9, together=4) as feed:
+        for draw in (0, 1, 2):  # the third meets the first bad one
+            feed(draw)
+        with pytest.raises(DataError) as caught:
+            feed(3)
+    assert feed_tasks.left_behind() == []
+    data = _streamed(copy, 0, max_bad=1)
+    with closing(OnDemand(data, rows, 9)) as encode, pytest.raises(DataError) as expected:
+        for draw in range(9):
+            encode(draw)
+    assert str(caught.value) == str(expected.value) != ""
+    assert "2 pictures cannot be read, more than the 1" in str(caught.value)
+
+
+def test_nothing_more_is_read_behind_an_error(folder: Path, tmp_path: Path) -> None:
+    names = sorted(p.name for p in (folder / "star").iterdir())
+    copy = _with_damage(folder, tmp_path / "p", lambda p: p.name in names)
+    asked, bad = list[int](), sorted(CLASS_NAMES).index("star") * 12
+
+    def rows(draw: int) -> torch.Tensor:
+        asked.append(draw)
+        return torch.tensor([bad if draw == 2 else 0])
+
+    with _streamed(copy, 0, max_bad=99).feed(rows, 9, together=5) as feed:
+        feed(0)
+        feed(1)
+        with pytest.raises(DataError, match="class star: none of its pictures can be read"):
+            feed(2)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_an_error_of_training_leaves_nothing_behind(
+    folder: Path, workers: int, error: type[BaseException]
+) -> None:
+    with pytest.raises(error), _streamed(folder, workers).feed(_rows, 6, together=2) as feed:
+        feed(0)
+        raise error
+    assert feed_tasks.left_behind() == []
+
+
+def test_a_draw_that_nobody_waits_for_is_given_up() -> None:
+    """After the batch at hand, not after the whole draw, which may take a minute."""
+    source = _Gated()
+    with source.stream().feed(lambda draw: torch.arange(64 if draw == 0 else 640), 2) as feed:
+        feed(0)
+        assert source.waiting.wait(20)
+        threading.Timer(0.3, source.gate.set).start()
+    assert source.read_so_far == 2
+    assert feed_tasks.left_behind() == []
+
+
+_ENDLESS = """
+import os, time, torch
+from pathlib import Path
+from driftrae_cli.data.reading import BadFiles
+from driftrae_cli.data.shapes import CLASS_NAMES
+from driftrae_cli.data.sources import ShapesSource
+from driftrae_cli.engine.latent_feeds import StreamedLatents
+from driftrae_cli.engine.load import load_rae
+
+cpu, source = torch.device("cpu"), ShapesSource(0, 100)
+data = StreamedLatents(source, source.labels, CLASS_NAMES, load_rae("shapes-rae", cpu), cpu,
+                       "float32", 2, BadFiles(0, print))
+try:
+    with data.feed(lambda draw: torch.arange(640), 10**6) as feed:
+        for draw in range(10**6):
+            feed(draw)
+            os.write(1, b"step\\n")
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_ctrl_c_ends_all_of_it() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", _ENDLESS], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert [process.stdout.readline() for _ in range(3)] == ["step\n"] * 3
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert err == ""
+    assert out.endswith("interrupted\n")
+    with pytest.raises(ProcessLookupError):  # nobody is left in the group
+        os.killpg(process.pid, 0)
+
+
+def test_several_processes_stream_each_its_share(folder: Path, tmp_path: Path) -> None:
+    students = []
+    for workers in (0, 1):
+        out = tmp_path / str(workers)
+        ends = run(2, feed_tasks.distilled, str(folder), str(out), f"data.workers={workers}")
+        assert ends == [("finished", [])] * 2
+        students.append((out / "student.safetensors").read_bytes())
+    assert students[0] == students[1]
+
+
+def test_a_bad_picture_ends_all_processes(folder: Path, tmp_path: Path) -> None:
+    copy = _with_damage(folder, tmp_path / "p", lambda p: p.parent.name == "star")
+    given = "data.workers=1", "optim.steps=12", "data.max_bad=99"
+    ends = run(2, feed_tasks.distilled, str(copy), str(tmp_path / "out"), *given)
+    text = "class star: none of its pictures can be read; replace them or drop the class"
+    assert ends == [(text, [])] * 2

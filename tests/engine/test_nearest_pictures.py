@@ -96,10 +96,11 @@ def test_pictures_are_in_their_places(tmp_path, written, size, shown):
 
 @pytest.mark.parametrize("size", [8, 32, 256])
 @pytest.mark.parametrize(
-    ("k", "features"), [(1, "hf://someone/a-very-long-name@0123456789abc/model"), (3, "clip")]
+    ("k", "features", "scale"),
+    [(1, "hf://someone/a-very-long-name@0123456789abc/model", 1.2345e-7), (3, "clip", 1e8)],
 )
-def test_no_text_is_cut_or_covered(tmp_path, written, size, k, features):
-    distances = DISTANCES[:, :k] * 1.2345e-7
+def test_no_text_is_cut_or_covered(tmp_path, written, size, k, features, scale):
+    distances = DISTANCES[:, :k] * scale
     save_nearest(tmp_path / "a.png", *_pictures(4, k, size, size), distances, features, 1e-6)
     page = _array(tmp_path / "a.png")
     height, width, _ = page.shape
@@ -115,8 +116,9 @@ def test_no_text_is_cut_or_covered(tmp_path, written, size, k, features):
         assert page[int(top) : int(bottom), int(left) : int(right)].min() < 130, "there is ink"
 
 
-def test_every_distance_is_below_its_picture(tmp_path, written):
-    save_nearest(tmp_path / "a.png", *_pictures(4, 3, 32, 32), DISTANCES, "clip")
+@pytest.mark.parametrize("size", [8, 32])
+def test_every_distance_is_below_its_picture(tmp_path, written, size):
+    save_nearest(tmp_path / "a.png", *_pictures(4, 3, size, size), DISTANCES, "clip")
     rows = _boxes(_array(tmp_path / "a.png"), ORDER, 3)
     texts = [text for text in written if text[1][1] > rows[0][0][3]]
     assert [words for words, _, _ in texts] == [
@@ -146,6 +148,17 @@ def test_headings(tmp_path, written):
     written.clear()
     save_nearest(tmp_path / "a.png", *arguments)
     assert [text[0] for text in written[:3]] == [title[0], order[0], "generated"]
+    written.clear()
+    save_nearest(tmp_path / "a.png", *arguments, typical=0.0)
+    assert written[2][0].startswith("Real pictures are 0 from each other")
+
+
+def test_a_line_sets_the_generated_ones_apart(tmp_path):
+    save_nearest(tmp_path / "a.png", *_pictures(4, 3, 32, 32), DISTANCES, "clip")
+    page = _array(tmp_path / "a.png")
+    rows = _boxes(page, ORDER, 3)
+    between = page[rows[0][0][1] : rows[-1][0][3], rows[0][0][2] + 1 : rows[0][1][0] - 1, 0]
+    assert ((between != 255).sum(1) == 1).all() and len(set(between.argmin(1))) == 1
 
 
 def test_letters_grow_with_the_pictures(tmp_path, written):

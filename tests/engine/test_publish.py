@@ -282,8 +282,8 @@ def test_page_shows_the_scores_as_they_are(run):
 
 def scored(run):
     """The section of the page, its numbers logged at steps 60 and 120 of 125."""
-    lines = [(60, {"eval/frechet_distance-500": 1.25}), (125, {"loss": 1.0})]
-    scores = {"eval/frechet_distance-500": 1.5, "eval/class_accuracy-500": 0.75}
+    lines = [(60, {"eval/FD-shapes-scorer-500": 1.25}), (125, {"loss": 1.0})]
+    scores = {"eval/FD-shapes-scorer-500": 1.5, "eval/accuracy-shapes-scorer": 0.75}
     lines.insert(1, (120, {"loss": 1.0, **scores}))
     text = "".join(json.dumps({"step": step, **more}) + "\n" for step, more in lines)
     (run / "metrics.jsonl").write_text(text)
@@ -298,16 +298,16 @@ def with_steps(run, name, steps, **scores):
 
 
 def test_page_shows_the_scores_of_the_run_itself(run):
-    configure(run, eval__per_class=50, eval__scorer="/home/me/my-scorer.safetensors")
+    configure(run, eval__features="[scorer:/home/me/my-scorer.safetensors, clip]")
     with_steps(run, "student", 125)
     assert scored(run).split("\n\n") == [
-        "| score | value | generated pictures | step |\n"
-        "| --- | --- | --- | --- |\n"
-        "| `eval/frechet_distance-500` | 1.5 | 500 | 120 |\n"
-        "| `eval/class_accuracy-500` | 0.75 | 500 | 120 |",
-        "Measured while it was trained, in the features of `my-scorer.safetensors`, against 50 "
-        "real pictures of each class of `shapes`. A Fréchet distance compares only with others "
-        "in the same features and from as many pictures.",
+        "| score | value | step |\n"
+        "| --- | --- | --- |\n"
+        "| `eval/FD-shapes-scorer-500` | 1.5 | 120 |\n"
+        "| `eval/accuracy-shapes-scorer` | 0.75 | 120 |",
+        "Measured while it was trained, in the features of `scorer:my-scorer.safetensors`, `clip`, "
+        "against `shapes`. A Fréchet distance compares only with others in the same features and "
+        "from as many generated pictures, which its name ends in.",
         "The weights here are those of `student.safetensors`, after the last step (125).",
     ]
     assert "FID" not in scored(run)
@@ -315,20 +315,25 @@ def test_page_shows_the_scores_of_the_run_itself(run):
 
 def test_page_says_which_weights_scored_best(run):
     with_steps(run, "student", 125)
-    with_steps(run, "best", 60, **{"class_accuracy-500": 0.5, "frechet_distance-500": 1.25})
+    with_steps(run, "best", 60, **{"accuracy-shapes-scorer": 0.5, "FD-shapes-scorer-500": 1.25})
     assert scored(run).endswith(
-        "(125). The best score of the run was that of step 60 (`eval/frechet_distance-500` 1.25, "
-        "`eval/class_accuracy-500` 0.5), whose weights, `best.safetensors`, are not here."
+        "(125). The best score of the run was that of step 60 (`eval/FD-shapes-scorer-500` 1.25, "
+        "`eval/accuracy-shapes-scorer` 0.5), whose weights, `best.safetensors`, are not here."
     )
     with_steps(run, "best", 125)
     assert scored(run).endswith("(125). Of all that the run scored they are the best.")
 
 
 def test_where_scoring_networks_and_pictures_are_is_not_published(run):
-    configure(run, eval__scorer="/home/me/scorer.safetensors", eval__data="/home/me/test/")
+    configure(
+        run,
+        eval__features="[scorer:/home/me/s.safetensors, timm:vit]",
+        eval__reference="/home/me/test/",
+    )
     push(run)
     published = load(str(run / "hub" / "config.yaml"), [], DistillConfig).eval
-    assert (published.scorer, published.data) == ("scorer.safetensors", "test")
+    assert published.features == ("scorer:s.safetensors", "timm:vit")
+    assert published.reference == "test"
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '"x"'])

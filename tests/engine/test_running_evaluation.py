@@ -11,16 +11,18 @@ import pytest
 import torch
 
 from driftrae_cli.config.load import load
-from driftrae_cli.data.images import LabeledImages
-from driftrae_cli.data.shapes import CLASS_NAMES, render
+from driftrae_cli.data.shapes import render
 from driftrae_cli.engine.build import DistillConfig
-from driftrae_cli.engine.evaluate import Judge, evaluate, load_scorer
+from driftrae_cli.engine.evaluate import evaluate
+from driftrae_cli.engine.extractors import SHAPES_SCORER, open_extractors
 from driftrae_cli.engine.load import FlowCheckpoint, load_flow, load_rae
+from driftrae_cli.engine.protocol import Protocol
+from driftrae_cli.engine.reference_pictures import REFERENCE_SEED
 from driftrae_cli.engine.report import NullReporter
 from driftrae_cli.engine.running_evaluation import RunningEvaluation
 from driftrae_cli.engine.world import World, alone
 from driftrae_cli.errors import ConfigError, DataError, DriftraeError, NumericsError, WeightsError
-from driftrae_cli.hub import BUILT_IN
+from driftrae_cli.fidelity.frechet import GaussianStats
 from driftrae_cli.models.feature_net import FeatureNet, FeatureNetConfig
 from driftrae_cli.models.weights import save_model
 
@@ -41,31 +43,49 @@ def _prepare(
 
 @pytest.fixture(scope="module")
 def ready() -> RunningEvaluation:
-    return _prepare(_config("eval.per_class=35"))
+    return _prepare(_config("eval.num=357"))
 
 
-def test_it_is_the_number_that_eval_fid_gives(ready: RunningEvaluation) -> None:
+def test_it_is_the_numbers_that_eval_fid_gives(ready: RunningEvaluation, tmp_path: Path) -> None:
+    """Also where the classes do not divide the number of pictures."""
     during = dict(ready(5, ready.flow.model))
     [score] = evaluate(
-        ["shapes-student"], data="shapes", per_class=35, steps=None, seed=0,
-        scorer="shapes-scorer", reporter=NullReporter(), device="cpu",
+        ["shapes-student"], Protocol(num=350), rae=None, results=tmp_path / "r.jsonl", force=False,
+        reporter=NullReporter(), world=alone(CPU),
     ).scores  # fmt: skip
-    assert list(during) == ["eval/frechet_distance-350", "eval/class_accuracy-350"]
-    assert list(during.values()) == [score.frechet_distance, score.class_accuracy]
-    assert 0.9 < during["eval/class_accuracy-350"] <= 1
+    assert list(during) == ["eval/FD-shapes-scorer-350", "eval/accuracy-shapes-scorer"]
+    assert list(during) == [f"eval/{metric.name}" for metric in score.metrics]
+    assert list(during.values()) == [metric.value for metric in score.metrics]
+    assert 0.9 < during["eval/accuracy-shapes-scorer"] <= 1
 
 
 def test_its_protocol_is_what_a_resumed_run_may_change(ready: RunningEvaluation) -> None:
-    assert ready.protocol == "35 of each class of shapes by shapes-scorer"
-    scorer = str(BUILT_IN["shapes-scorer"])
-    other = _prepare(_config("eval.per_class=20", "eval.data=shapes", f"eval.scorer={scorer}"))
-    assert other.protocol == f"20 of each class of shapes by {scorer}"
+    assert ready.protocol == "350 against shapes by scorer:shapes-scorer"
+    features = "eval.features=[scorer:shapes-scorer, rae:shapes-rae]"
+    other = _prepare(_config("eval.num=20", "eval.reference=shapes", features))
+    assert other.protocol == "20 against shapes by scorer:shapes-scorer, rae:shapes-rae"
+    names = ["FD-shapes-scorer-20", "accuracy-shapes-scorer", "FD-shapes-rae-20"]
+    assert list(other(1, other.flow.model)) == [f"eval/{name}" for name in names]
 
 
 def test_it_scores_the_network_that_it_is_given(ready: RunningEvaluation) -> None:
     teacher = load_flow("shapes-teacher", CPU).model
     worse, good = ready(5, teacher), ready(5, ready.flow.model)
-    assert worse["eval/frechet_distance-350"] > 5 * good["eval/frechet_distance-350"]
+    assert worse["eval/FD-shapes-scorer-350"] > 5 * good["eval/FD-shapes-scorer-350"]
+
+
+def test_what_is_trained_stays_on_its_device_and_the_decoder_does_not(
+    ready: RunningEvaluation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved: list[tuple[str, object]] = []
+
+    def to(self: torch.nn.Module, device: object) -> torch.nn.Module:
+        moved.append((type(self).__name__, str(device)))
+        return self
+
+    monkeypatch.setattr(torch.nn.Module, "to", to)
+    ready(5, ready.flow.model)
+    assert moved == [("ViTDecoder", "cpu")] * 2  # near, and parked again
 
 
 @dataclass
@@ -121,7 +141,7 @@ def test_any_number_of_processes_gives_the_same(ready: RunningEvaluation, size: 
     expected = ready(5, model)
     for found in Meeting(size).run(lambda world: replace(ready, world=world)(5, model)):
         assert found == pytest.approx(expected, rel=1e-9)
-        accuracy = "eval/class_accuracy-350"
+        accuracy = "eval/accuracy-shapes-scorer"
         assert found[accuracy] == expected[accuracy]
 
 
@@ -142,7 +162,7 @@ def test_every_process_asks_the_network_equally_often(
     ready: RunningEvaluation, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A network whose weights are shared out waits for all of them each time."""
-    monkeypatch.setattr("driftrae_cli.engine.evaluate.is_shared_out", lambda model: True)
+    monkeypatch.setattr("driftrae_cli.engine.picture_sets.is_shared_out", lambda model: True)
     models: list[Any] = [Counting(ready.flow.model) for _ in range(size)]
     Meeting(size).run(lambda world: replace(ready, world=world)(5, models[world.rank]))
     assert [model.calls for model in models] == [-(-4 // size)] * size
@@ -160,35 +180,32 @@ def test_an_error_of_one_process_is_raised_in_all(ready: RunningEvaluation) -> N
     assert "pictures that are not finite" in str(outcomes[0])
 
 
-def test_only_the_main_process_reads_the_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    from driftrae_cli.engine import running_evaluation
-
-    readers = []
-
-    def read(*arguments: Any) -> LabeledImages:
-        readers.append(threading.get_ident())
-        return LabeledImages(*render(range(40), 0), CLASS_NAMES)
-
-    monkeypatch.setattr(running_evaluation, "read_pictures", read)
+def test_processes_share_the_real_pictures_and_agree(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DRIFTRAE_CACHE", str(tmp_path / "one"))
+    [expected] = _prepare(_config()).references
+    monkeypatch.setenv("DRIFTRAE_CACHE", str(tmp_path / "two"))
     prepared = Meeting(2).run(lambda world: _prepare(_config(), world=world))
-    assert len(readers) == 1
-    first, second = (one.judge.reference for one in prepared)
-    assert torch.equal(first.cov, second.cov) and first.count == 40
+    for one in prepared:
+        [found] = one.references
+        assert found.count == expected.count == 2000
+        torch.testing.assert_close(found.stats.cov, expected.stats.cov, rtol=1e-9, atol=1e-12)
 
 
 def test_the_reference_is_pictures_that_no_run_has_seen() -> None:
-    """Of shapes, as many of each class as are generated, drawn with `eval-fid`'s seed."""
-    ready = _prepare(_config("eval.per_class=20", "data.seed=0", "data.flip=true"))
-    assert ready.judge.reference.count == 200
-    seen = LabeledImages(*render(range(200), 0), CLASS_NAMES)
-    other = Judge.on(load_scorer("shapes-scorer", CPU), seen, CPU).reference
-    assert not torch.allclose(ready.judge.reference.mean, other.mean)
+    """Of shapes those of `eval-fid`, whatever pictures the run is trained on."""
+    [found] = _prepare(_config("data.seed=0", "data.flip=true", "data.per_class=7")).references
+    [scorer] = open_extractors([SHAPES_SCORER], None, NullReporter(), alone(CPU))
+    for seed, alike in ((REFERENCE_SEED, True), (0, False)):
+        stats = GaussianStats.of(scorer.extract(render(range(2000), seed)[0]).features)
+        assert torch.allclose(found.stats.mean, stats.mean) == alike
 
 
 def test_other_classes_are_refused_before_training() -> None:
     flow = load_flow("shapes-student", CPU)
     names = ("moon", *flow.class_names[1:])
-    text = "shapes-teacher and eval.data shapes .* class 0 is moon for the checkpoint and disc"
+    text = "shapes-teacher and the reference shapes .* class 0 is moon for the one and disc"
     with pytest.raises(ConfigError, match=text):
         _prepare(_config(), replace(flow, class_names=names))
 
@@ -197,15 +214,15 @@ def test_a_scoring_network_for_other_data_is_refused(tmp_path: Path) -> None:
     config = FeatureNetConfig(widths=(8, 8), num_classes=3)
     path = tmp_path / "scorer.safetensors"
     save_model(path, FeatureNet(config), "feature-net", config)
-    with pytest.raises(ConfigError, match=r"eval\.scorer: .* knows 3 classes, the data has 10"):
-        _prepare(_config(f"eval.scorer={path}"))
+    with pytest.raises(ConfigError, match=r"knows 3 classes, shapes-teacher has 10"):
+        _prepare(_config(f"eval.features=scorer:{path}"))
     with pytest.raises(WeightsError, match="not a scoring network"):
-        _prepare(_config("eval.scorer=shapes-rae"))
+        _prepare(_config("eval.features=scorer:shapes-rae"))
 
 
 def test_missing_pictures_are_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere"):
-        _prepare(_config(f"eval.data={tmp_path}/nowhere"))
+        _prepare(_config(f"eval.reference={tmp_path}/nowhere"))
 
 
 def test_a_latent_cache_has_no_pictures_to_compare_with(tmp_path: Path) -> None:
@@ -213,11 +230,8 @@ def test_a_latent_cache_has_no_pictures_to_compare_with(tmp_path: Path) -> None:
     from driftrae_cli.data.latent_cache import is_cache
 
     assert is_cache(str(tmp_path))
-    with pytest.raises(ConfigError, match=r"eval\.data: .* is a cache of latents.*eval\.every=0"):
-        _prepare(_config(f"data.source={tmp_path}", "data.per_class=null"))
-    assert (
-        _prepare(
-            _config(f"data.source={tmp_path}", "data.per_class=null", "eval.data=shapes")
-        ).per_class
-        == 50
-    )
+    given = (f"data.source={tmp_path}", "data.per_class=null")
+    text = r"eval\.reference: .* is a cache of latents.*eval\.every=0"
+    with pytest.raises(ConfigError, match=text):
+        _prepare(_config(*given))
+    assert len(_prepare(_config(*given, "eval.reference=shapes")).plan.labels) == 500

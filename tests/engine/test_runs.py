@@ -25,12 +25,15 @@ from driftrae_cli.engine.checkpoint_files import checkpoint_steps
 from driftrae_cli.engine.class_match import labels_for
 from driftrae_cli.engine.distill import distill
 from driftrae_cli.engine.encode import encode
-from driftrae_cli.engine.evaluate import Score, evaluate
+from driftrae_cli.engine.evaluate import evaluate
+from driftrae_cli.engine.feature_statistics import FeatureStatistics
 from driftrae_cli.engine.health import Health, Warned
 from driftrae_cli.engine.latent_data import OpenData, load_pictures, open_data
 from driftrae_cli.engine.latents import encode_all
 from driftrae_cli.engine.load import flow_metadata, load_flow, load_rae
+from driftrae_cli.engine.picture_metrics import Metric
 from driftrae_cli.engine.pretrain import pretrain
+from driftrae_cli.engine.protocol import Protocol
 from driftrae_cli.engine.report import NullReporter
 from driftrae_cli.engine.rundir import open_run
 from driftrae_cli.engine.teacher import new_teacher
@@ -224,20 +227,19 @@ def test_a_run_that_scores_otherwise_than_before_has_another_best(
 ) -> None:
     """With fewer pictures the distance is larger, and no worse for that."""
 
-    def score(*arguments: Any) -> Score:
-        per_class = arguments[4]
-        return Score("student", 100 / per_class, 0.5, 10 * per_class, 1)
+    def score(found: FeatureStatistics, *_: Any) -> Iterator[Metric]:
+        yield Metric("FD-x", 1000 / found.stats.count)
 
-    monkeypatch.setattr(running_evaluation, "score_generator", score)
+    monkeypatch.setattr(running_evaluation, "distribution_metrics", score)
     given = ["log.preview_every=0", "eval.every=4"]
-    _distill(tmp_path, *given, "eval.per_class=12")
+    _distill(tmp_path, *given, "eval.num=120")
     best = tmp_path / "best.safetensors"
     assert read_tensors(best)[1]["steps"] == "4"
-    _distill(tmp_path, *given, "eval.per_class=12", "optim.steps=5")
+    _distill(tmp_path, *given, "eval.num=120", "optim.steps=5")
     assert read_tensors(best)[1]["steps"] == "4", "the same score is no better"
-    _distill(tmp_path, *given, "eval.per_class=10", "optim.steps=6")
+    _distill(tmp_path, *given, "eval.num=100", "optim.steps=6")
     header = read_tensors(best)[1]
-    assert (header["steps"], header["eval/frechet_distance-100"]) == ("6", "10.0")
+    assert (header["steps"], header["eval/FD-x"]) == ("6", "10.0")
 
 
 def test_a_run_that_bad_pictures_ended_goes_on_when_more_are_allowed(tmp_path: Path) -> None:
@@ -614,11 +616,13 @@ def test_pretraining_makes_models_that_the_other_commands_take(tmp_path: Path) -
     again = pretrain(config, out, reporter=NullReporter(), device="cpu")
     assert again == replace(result, already_finished=True)
 
-    scores = evaluate(
-        [result.teacher], data="shapes", per_class=4, steps=[1, 2], seed=0,
-        scorer=result.scorer, reporter=NullReporter(), device="cpu",
-    ).scores  # fmt: skip
-    assert [score.steps for score in scores] == [1, 2]
+    protocol = Protocol(steps=(1, 2), num=40, features=(f"scorer:{result.scorer}",))
+    found = evaluate(
+        [result.teacher], protocol, rae=None, results=tmp_path / "r.jsonl", force=False,
+        reporter=NullReporter(), world=alone(torch.device("cpu")),
+    )  # fmt: skip
+    for score in found.scores:
+        assert [metric.name for metric in score.metrics] == ["FD-scorer-40", "accuracy-scorer"]
     measured = AnalysisSettings(
         data="shapes", classes=2, samples=30, pairs=30, tokens="all", aggregate="paper",
         trajectories=2, steps=20, seed=0, max_bad=0,

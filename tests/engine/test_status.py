@@ -102,18 +102,18 @@ def test_a_run_that_failed(run: Path) -> None:
 
 
 def test_the_best_score_is_the_lowest_distance(run: Path) -> None:
-    names = ("eval/frechet_distance-500", "eval/class_accuracy-500")
+    names = ("eval/FD-shapes-scorer-500", "eval/accuracy-shapes-scorer")
     for step, distance in ((60, 3.0), (120, 1.25), (180, 2.0)):
         _log(run, (step, dict(zip(names, (distance, 0.5), strict=True))), (step + 5, {"loss": 1.0}))
     now = read_status(run)
     assert now.scores == (
-        RunningScore("eval/frechet_distance-500", 2.0, 180, 1.25, 120),
-        RunningScore("eval/class_accuracy-500", 0.5, 180, None, None),
+        RunningScore("eval/FD-shapes-scorer-500", 2.0, 180, 1.25, 120),
+        RunningScore("eval/accuracy-shapes-scorer", 0.5, 180, None, None),
     )
     for step, distance in ((200, 9.0), (220, 9.5)):  # resumed with fewer pictures
-        _log(run, (step, {"eval/frechet_distance-50": distance, "loss": 1.0}))
+        _log(run, (step, {"eval/FD-shapes-scorer-50": distance, "loss": 1.0}))
     now = read_status(run)
-    assert now.scores == (RunningScore("eval/frechet_distance-50", 9.5, 220, 9.0, 200),)
+    assert now.scores == (RunningScore("eval/FD-shapes-scorer-50", 9.5, 220, 9.0, 200),)
     assert [number.name for number in now.numbers] == ["loss"], "scores are not told twice"
 
 

@@ -48,17 +48,24 @@ def test_blocks_do_not_change_the_last_digit(rows):
 
 
 def test_threads_do_not_change_the_last_digit():
-    """One long row is what torch sums in as many pieces as there are threads."""
-    query, references = _features(1, f=100_001, seed=1), _features(9, f=100_001, seed=2)
+    """Nor with a single pair that is very long."""
+    query, references = _features(1, f=100_001, seed=1), _features(1, f=100_001, seed=2)
     threads = torch.get_num_threads()
     try:
         found = []
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            found.append(nearest(query, references, 3))
+            found.append(nearest(query, references, 1))
     finally:
         torch.set_num_threads(threads)
     assert _same(found[0], found[1]) and _same(found[0], found[2])
+
+
+def test_the_order_of_summing_is_ours():
+    """One by one, the ones would vanish beside the large number."""
+    x = torch.tensor([[2.0**53, 1, 0, 1], [1, 2, 3, 4]], dtype=torch.float64)
+    assert module._sum(x).tolist() == [2.0**53 + 2, 10.0]
+    assert module._sum(x[:, :3]).tolist() == [2.0**53, 6.0]
 
 
 @pytest.mark.parametrize("rows", [16, 512])
@@ -98,6 +105,13 @@ def test_of_copies_the_lower_index_comes_first(rows):
     assert found.distance.eq(0).all()
 
 
+@pytest.mark.parametrize("rows", [2, 512])
+def test_all_the_same(rows):
+    """Nothing is left of them once they are centred, not even slack."""
+    found = nearest(torch.ones(3, 5), torch.ones(9, 5), 4, rows)
+    assert found.index.tolist() == [[0, 1, 2, 3]] * 3 and found.distance.eq(0).all()
+
+
 @pytest.mark.parametrize("rows", [5, 512])
 def test_ties_that_are_no_copies(rows):
     """Points of a lattice have many neighbours at the same distance, exact in any precision."""
@@ -108,7 +122,8 @@ def test_ties_that_are_no_copies(rows):
     _agrees(lattice + 0.5, lattice, 8, rows)
 
 
-def test_hardly_more_pairs_than_needed_are_measured(monkeypatch):
+@pytest.mark.parametrize("shift", [0.0, 1e3])
+def test_hardly_more_pairs_than_needed_are_measured(monkeypatch, shift):
     measured = []
     inner = module._distances
 
@@ -117,7 +132,8 @@ def test_hardly_more_pairs_than_needed_are_measured(monkeypatch):
         return inner(a, b, row, column)
 
     monkeypatch.setattr(module, "_distances", counted)
-    nearest(_features(50, f=64, seed=1), _features(2000, f=64, seed=2), 4, rows=250)
+    queries, references = (_features(n, f=64, seed=n, shift=shift) for n in (50, 2000))
+    nearest(queries, references, 4, rows=250)
     assert 50 * 4 <= sum(measured) < 50 * 4 * 8 / 2  # blocks are 8
 
 
@@ -155,6 +171,9 @@ def test_what_can_not_be_compared_is_refused():
         for pair in ((broken, x), (x, broken)):
             with pytest.raises(NumericsError, match="not finite or far too large"):
                 nearest(*pair, 1)
+    one_far = torch.cat([x, torch.full((1, 12), 8e18)])  # and the others close to the middle
+    with pytest.raises(NumericsError, match="far too large"):
+        nearest(x, one_far, 1)
 
 
 def _typical(references, chosen):
