@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from driftrae_cli.engine.nearest_pictures import save_nearest
+from driftrae_cli.engine.nearest_pictures import number, save_nearest
 from driftrae_cli.engine.picture_sets import PictureSet
 from driftrae_cli.engine.pictures import save_grid
 from driftrae_cli.engine.reference_pictures import Singles
 from driftrae_cli.engine.runtime import generator
 from driftrae_cli.errors import OutputError
-from driftrae_cli.fidelity.nearest import nearest, typical_distance
+from driftrae_cli.fidelity.nearest import nearest, spacing
 from driftrae_cli.files import make_folder
 
 _COLUMNS, _SAMPLES = 8, 64
@@ -115,8 +115,22 @@ class Album:
             twins,
             distance[shown],
             extractor,
-            typical=typical_distance(real_MF, seed) if len(real_MF) > 1 else None,
+            _notes(len(shown), len(distance), real_MF, seed),
         )
+
+
+def _notes(shown: int, of: int, real_MF: Tensor, seed: int) -> list[str]:
+    """What is shown, and how near real pictures are to each other, for comparison."""
+    notes = [
+        f"The {shown} of {of:,} generated pictures that are nearest to a real one, closest first."
+    ]
+    if len(real_MF) > 1:
+        s = spacing(real_MF, seed)
+        notes.append(
+            f"From a real picture to the nearest other one: median {number(s.median)}, "
+            f"smallest of {s.samples:,} {number(s.smallest)}."
+        )
+    return notes
 
 
 def _positions(found: Singles, which: Tensor) -> list[int]:

@@ -199,6 +199,13 @@ _ALL = (
         rae="rae-dinov2-b-i512",
         network=_ditdh(1152, 28, 16, grid=32),
     ),
+    Known(
+        "ditdh-s-512",
+        "ditdh",
+        _rae_file("DiTs/Dinov2/wReg_base/ImageNet512/DiTDH-S_ep20/stage2_model.pt", 197_143_892),
+        rae="rae-dinov2-b-i512",
+        network=_ditdh(384, 12, 6, grid=32),
+    ),
 )
 
 KNOWN: Mapping[str, Known] = {known.name: known for known in _ALL}

@@ -21,7 +21,6 @@ from driftrae_cli.data.reading import BadFiles, read_batches
 from driftrae_cli.data.sources import ImageSource
 from driftrae_cli.engine.latents import LatentSet, encoded
 from driftrae_cli.engine.runtime import attention_kernel, network_precision
-from driftrae_cli.errors import DataError
 from driftrae_cli.models.rae import RAE
 
 _STREAM_BATCH = 64  # pictures that one worker decodes, and the encoder takes, at a time
@@ -217,7 +216,7 @@ class OnDemand:
         """Latents of a draw, [n, D, H, W] float32, ready for any stream.
 
         Raises:
-            DataError: pictures cannot be read, see `read_batches`; no draw follows then.
+            DataError: pictures cannot be read, see `read_batches`; no draw follows.
             CancelledError: nobody waits for it, as it was closed or has failed before.
         """
         with self._busy:
@@ -225,8 +224,9 @@ class OnDemand:
                 self._start_at(number)
             try:
                 latents = self._encoded(self._rows_at(number))
-            except DataError:
+            except BaseException:
                 self._over = True
+                self._end_workers()  # here, as waiting for it elsewhere may be interrupted
                 raise
             self._next = number + 1
             return latents

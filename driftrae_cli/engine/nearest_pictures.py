@@ -4,7 +4,7 @@ Legend: Q generated pictures, K real ones for each, H, W rows and columns.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,14 +12,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from driftrae_cli.engine.pictures import enlarged, typeface
 from driftrae_cli.files import atomic_file, make_folder
 
-_SMALL = 64  # pictures up to this size are enlarged so that people can see them
-_ENLARGE = 3
 _LETTERS = 12, 20  # pixels; between them letters grow with the pictures
 _DARK, _GREY, _FAINT = "#222222", "#777777", "#d8d8d8"
 _TITLE = "Memorisation check"
-_ORDER = "Each generated picture beside the real ones nearest to it; the closest pairs come first."
 
 
 def save_nearest(
@@ -28,7 +26,7 @@ def save_nearest(
     real: Tensor,
     distances: Tensor,
     features: str,
-    typical: float | None = None,
+    notes: Sequence[str] = (),
 ) -> None:
     """Write one PNG: a row for each generated picture, the smallest distance first.
 
@@ -37,16 +35,16 @@ def save_nearest(
         real: [Q, K, 3, H, W] uint8, the nearest of each, the nearest first.
         distances: [Q, K], written below them.
         features: what the distances are measured in, for people.
-        typical: distance of a real picture to the nearest other, a yardstick for the title.
+        notes: lines under the title.
 
     Raises:
         OutputError: the file cannot be written.
     """
     rows = [
-        _Row(_shown(generated[q]), [_shown(x) for x in real[q]], [_number(d) for d in values])
+        _Row(_shown(generated[q]), [_shown(x) for x in real[q]], [number(d) for d in values])
         for q, values in sorted(enumerate(distances.tolist()), key=lambda row: min(row[1]))
     ]
-    page = _Page.of(rows, features, typical)
+    page = _Page.of(rows, features, notes)
     canvas = Image.new("RGB", page.size, "white")
     page.draw(canvas)
     make_folder(path.parent)
@@ -98,18 +96,18 @@ class _Page:
     top: int
 
     @staticmethod
-    def of(rows: list[_Row], features: str, typical: float | None) -> "_Page":
+    def of(rows: list[_Row], features: str, notes: Sequence[str]) -> "_Page":
         width = rows[0].generated.width
         unit = min(max(width // 12, _LETTERS[0]), _LETTERS[1])
-        small, bold, large = _font(unit), _font(unit, bold=True), _font(unit * 3 // 2, bold=True)
+        small, bold = typeface(unit), typeface(unit, bold=True)
+        large = typeface(unit * 3 // 2, bold=True)
         words = [text for row in rows for text in row.distances]
         widest = max([bold.getlength("generated"), *(bold.getlength(word) for word in words)])
         column = max(width, math.ceil(widest))
 
-        lines = [_Text(unit, unit, _TITLE, large), _Text(unit, unit * 7 // 2, _ORDER, small, _GREY)]
-        if typical is not None:
-            yardstick = f"Real pictures are {_number(typical)} from each other (median of nearest)."
-            lines.append(_Text(unit, unit * 5, yardstick, small))
+        lines = [_Text(unit, unit, _TITLE, large)]
+        for place, note in enumerate(notes):
+            lines.append(_Text(unit, unit * (7 + 3 * place) // 2, note, small, _GREY))
         top = lines[-1].top + 3 * unit
         page = _Page(rows, unit, column, lines, top + 2 * unit)
         nearest = f"nearest real pictures, distance in {features} features"
@@ -153,7 +151,7 @@ class _Page:
 
     def _distances(self) -> Iterator[_Text]:
         """Below their pictures, the smallest one more visible."""
-        small, bold = _font(self.unit), _font(self.unit, bold=True)
+        small, bold = typeface(self.unit), typeface(self.unit, bold=True)
         for place, row in enumerate(self.rows):
             top = self.top + place * self.pitch + row.generated.height + self.unit // 2
             for k, words in enumerate(row.distances):
@@ -162,7 +160,7 @@ class _Page:
                 yield _Text(middle, top, words, font, colour, anchor="ma")
 
 
-def _number(distance: float) -> str:
+def number(distance: float) -> str:
     """Three digits, and none behind the point where it is large; only an exact copy is at 0."""
     if distance == 0 or distance >= 99.95:
         return f"{distance:.0f}"
@@ -172,15 +170,4 @@ def _number(distance: float) -> str:
 def _shown(image: Tensor) -> Image.Image:
     """A picture [3, H, W] uint8, enlarged if it is small."""
     picture = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy()))
-    if max(picture.size) > _SMALL:
-        return picture
-    size = picture.width * _ENLARGE, picture.height * _ENLARGE
-    return picture.resize(size, Image.Resampling.NEAREST)
-
-
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """One with more letters than Pillow's own."""
-    from matplotlib import get_data_path
-
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(str(Path(get_data_path(), "fonts", "ttf", name)), size)
+    return enlarged(picture, max(picture.size))

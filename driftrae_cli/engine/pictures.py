@@ -16,7 +16,7 @@ from torch import Tensor
 from driftrae_cli.errors import OutputError
 from driftrae_cli.files import atomic_file, make_folder
 
-_SMALL = 64  # pictures up to this size are enlarged in a grid so that people can see them
+_SMALL = 64  # pictures up to this size are enlarged so that people can see them
 _ENLARGE = 3
 _PREVIEWS_SHOWN = 8  # in an evolution strip
 _CLASSES_SHOWN = 6
@@ -69,9 +69,7 @@ def save_grid(path: Path, images: Tensor, columns: int) -> None:
         top, left = n // columns * H, n % columns * W
         canvas[top : top + H, left : left + W] = image
     picture = Image.fromarray(canvas)
-    if max(H, W) <= _SMALL:
-        size = (picture.width * _ENLARGE, picture.height * _ENLARGE)
-        picture = picture.resize(size, Image.Resampling.NEAREST)
+    picture = enlarged(picture, max(H, W))
     make_folder(path.parent)
     with atomic_file(path) as partial:
         picture.save(partial, format="PNG")
@@ -104,7 +102,7 @@ def save_evolution(
     strip = Image.new("RGB", (width, max(b.height for b in blocks) + _LABEL), "white")
     if margin:
         strip.paste(margin, (0, _LABEL))
-    draw, font = ImageDraw.Draw(strip), _font(_TEXT)
+    draw, font = ImageDraw.Draw(strip), typeface(_TEXT)
     for file, block in zip(files, blocks, strict=True):
         number = file.stem.removeprefix("step-").lstrip("0") or "0"
         draw.text((left, _LABEL // 2), f"step {number}", fill="#333333", font=font, anchor="lm")
@@ -136,7 +134,7 @@ def _names_shown(grid: Path, columns: int, names: Sequence[str], height: int) ->
     """A strip of that height with the names of the rows shown, each beside its row."""
     with Image.open(grid) as picture:
         _, rows = _layout(picture, columns)
-    font = _font(_SMALL_TEXT)
+    font = typeface(_SMALL_TEXT)
     texts = [_cut(names[row], font) if row < len(names) else "" for row in rows]
     right = _GAP + round(max(font.getlength(text) for text in texts))
     strip = Image.new("RGB", (right + _GAP, height), "white")
@@ -147,11 +145,20 @@ def _names_shown(grid: Path, columns: int, names: Sequence[str], height: int) ->
     return strip
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def typeface(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """One with more letters than Pillow's own."""
     from matplotlib import get_data_path
 
-    return ImageFont.truetype(str(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(get_data_path(), "fonts", "ttf", name)), size)
+
+
+def enlarged(picture: Image.Image, side: int) -> Image.Image:
+    """The same, or larger if the pictures in it, of `side` pixels, are hard to see."""
+    if side > _SMALL:
+        return picture
+    size = (picture.width * _ENLARGE, picture.height * _ENLARGE)
+    return picture.resize(size, Image.Resampling.NEAREST)
 
 
 def _cut(name: str, font: ImageFont.FreeTypeFont) -> str:

@@ -76,15 +76,15 @@ def frechet_distance(a: GaussianStats, b: GaussianStats) -> float:
     """`|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))`, finite and not negative.
 
     The eigenvalues of `S1 S2` are those of the symmetric `R1' S2 R1` for every root `R1 R1' = S1`.
-    Eigenvalues below rounding are dropped before a root is taken of them, which would turn 1e-16
-    into 1e-8 once per missing dimension where there are fewer samples than features.
+    The root ends where rounding begins, before a root is taken of eigenvalues, which would turn
+    1e-16 into 1e-8 once per missing dimension where there are fewer samples than features.
 
     Raises:
         NumericsError: fewer than two samples on a side, features that differ in number or
             are not finite.
     """
     _check(a, b)
-    fewer, more = sorted((a.cpu(), b.cpu()), key=lambda stats: stats.count)
+    fewer, more = sorted((a.cpu(), b.cpu()), key=lambda stats: -stats.count)
     apart = (fewer.mean - more.mean).square().sum() + fewer.cov.trace() + more.cov.trace()
     return max(0.0, apart.item() - 2 * _overlap(fewer.cov, more.cov))
 
@@ -177,9 +177,9 @@ def _gathered(features_NF: Tensor, rows: Tensor, stats: GaussianStats) -> Gaussi
 
 
 def _overlap(cov_1: Tensor, cov_2: Tensor) -> float:
-    """`tr (S1 S2)^(1/2)`; less work where the first has the lower rank.
+    """`tr (S1 S2)^(1/2)`, where the first has the lower rank.
 
-    The Cholesky root exchanges rows and columns so that it ends where rounding begins.
+    The Cholesky root exchanges rows and columns so that its columns fall and end at the rank.
     """
     F = len(cov_1)
     # The transposes are the same matrices, in LAPACK's order of axes.
@@ -189,9 +189,9 @@ def _overlap(cov_1: Tensor, cov_2: Tensor) -> float:
     root_FF[rank:, rank:] = np.eye(F - rank)
     order = np.ix_(place_F - 1, place_F - 1)
     product_FF, _ = lapack.dsygst(cov_2.numpy()[order].T, root_FF, itype=2, lower=1, overwrite_a=1)
+    # Its lower triangle falls from the top left, which keeps small eigenvalues exact as well.
     values_R = eigvalsh(product_FF[:rank, :rank], overwrite_a=True, check_finite=False)
-    rounding = values_R.max(initial=0) * F * np.finfo(np.float64).eps
-    return float(np.sqrt(values_R[values_R > rounding]).sum())
+    return float(np.sqrt(values_R.clip(min=0)).sum())
 
 
 def _check(a: GaussianStats, b: GaussianStats) -> None:

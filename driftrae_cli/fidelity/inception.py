@@ -22,6 +22,7 @@ POOL_FEATURES = 2048
 SPATIAL_FEATURES = 17 * 17 * 7
 _SPATIAL_CHANNELS = 7
 _SHOWN = 3  # names of each kind in a message
+_TOGETHER = 8  # pictures on a CPU: what layers hand on stays in its cache
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,10 @@ class Inception:
         Raises:
             WeightsError: missing, damaged, not plain tensors, or of another network.
         """
-        return Inception(_network(path, _plain_tensors(path)).to(device), device)
+        network = _network(path, _plain_tensors(path)).to(device)
+        if device.type == "cpu":  # a third less time
+            network = network.to(memory_format=torch.channels_last)
+        return Inception(network, device)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> InceptionFeatures:
@@ -81,10 +85,13 @@ class Inception:
         try:
             # A caller may generate in bf16. TF32, which would hurt as much, is off for the process.
             with torch.autocast(self.device.type, enabled=False):
-                pool, logits = self.network(images.to(self.device))
+                together = _TOGETHER if self.device.type == "cpu" else max(1, len(images))
+                found = [self.network(part.to(self.device)) for part in images.split(together)]
         finally:
             hook.remove()
-        spatial = seen[0][:, :_SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
+        pool, logits = (torch.cat(parts) for parts in zip(*found, strict=True))
+        spatial = torch.cat([part[:, :_SPATIAL_CHANNELS] for part in seen])
+        spatial = spatial.permute(0, 2, 3, 1).flatten(1)
         if not torch.isfinite(logits).all():
             raise NumericsError("Inception: the features are not finite; check its weights")
         return InceptionFeatures(pool, spatial, logits)

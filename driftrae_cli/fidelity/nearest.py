@@ -71,11 +71,26 @@ def nearest(queries_QF: Tensor, references_MF: Tensor, k: int, rows: int = ROWS)
     )
 
 
-def typical_distance(references_MF: Tensor, seed: int, most: int = 2000) -> float:
+@dataclass(frozen=True)
+class Spacing:
+    """How far samples are from the nearest other one.
+
+    Attributes:
+        median: of the distances; of an even number the mean of the two middle ones.
+        smallest: of the distances.
+        samples: how many were asked.
+    """
+
+    median: float
+    smallest: float
+    samples: int
+
+
+def spacing(references_MF: Tensor, seed: int, most: int = 2000) -> Spacing:
     """How far real samples are from each other, the yardstick for `nearest`.
 
-    `median over i in S of min over j != i of |x_j - x_i|`, where `S` is a random subset of the
-    references and `j` runs over all of them; of an even number the mean of the two middle ones.
+    Median and minimum over `i in S` of `min over j != i of |x_j - x_i|`, where `S` is a random
+    subset of the references and `j` runs over all of them.
 
     Args:
         references_MF: any floating dtype.
@@ -89,7 +104,8 @@ def typical_distance(references_MF: Tensor, seed: int, most: int = 2000) -> floa
     chosen = torch.randperm(M, generator=torch.Generator().manual_seed(seed))[:most]
     found = nearest(references_MF[chosen.to(references_MF.device)], references_MF, 2)
     # One of the two is the sample itself, or both are copies of it: the second is right.
-    return float(found.distance[:, 1].quantile(0.5))
+    apart = found.distance[:, 1]
+    return Spacing(float(apart.quantile(0.5)), float(apart.min()), len(apart))
 
 
 def _nothing(queries_RF: Tensor, k: int) -> Nearest:

@@ -52,10 +52,10 @@ def test_list(driftrae):
     assert (code, err) == (0, "")
     header, *rows = out.splitlines()
     assert header.split() == ["name", "repository", "file", "about", "mb", "licence"]
-    assert len(rows) == 15
+    assert len(rows) == 16
     assert any(row.startswith("ditdh-xl-256") and " 3355 " in row for row in rows)
     code, out, _ = driftrae("fetch", "--list", "--json")
-    assert len(json.loads(out)["files"]) == 15
+    assert len(json.loads(out)["files"]) == 16
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ _TEACHERS = {
     "ditdh-xl-256": (f"{_DITS}ImageNet256/DiTDH-XL/stage2_model.pt", "rae-dinov2-b"),
     "ditdh-s-256": (f"{_DITS}ImageNet256/DiTDH-S_ep14/stage2_model.pt", "rae-dinov2-b"),
     "ditdh-xl-512": (f"{_DITS}ImageNet512/DiTDH-XL_ep400/stage2_model.pt", "rae-dinov2-b-i512"),
+    "ditdh-s-512": (f"{_DITS}ImageNet512/DiTDH-S_ep20/stage2_model.pt", "rae-dinov2-b-i512"),
 }
 
 
@@ -88,6 +89,7 @@ def test_sizes_of_statistics(name, tokens):
         ("ditdh-xl-256", (1152, 2048), (28, 2), (16, 16), 16),
         ("ditdh-s-256", (384, 2048), (12, 2), (6, 16), 16),
         ("ditdh-xl-512", (1152, 2048), (28, 2), (16, 16), 32),
+        ("ditdh-s-512", (384, 2048), (12, 2), (6, 16), 32),
     ],
 )
 def test_sizes_of_teachers(name, hidden, depth, heads, rows):
@@ -131,7 +133,7 @@ def test_licence_names_parts_that_differ():
 
 def test_table_has_a_row_per_file():
     rows = catalogue().files
-    assert len(rows) == 4 * 3 + 3
+    assert len(rows) == 4 * 3 + 4
     row = next(row for row in rows if row.name == "ditdh-xl-256")
     assert (row.repository, row.about_mb) == ("nyu-visionx/RAE-collections", 3355)
     assert row.file == "DiTs/Dinov2/wReg_base/ImageNet256/DiTDH-XL/stage2_model.pt"

@@ -1,5 +1,6 @@
 """Memory, cache and stream give a step the same latents, whatever works ahead."""
 
+import importlib.util
 import multiprocessing
 import os
 import signal
@@ -34,6 +35,7 @@ from driftrae_cli.engine.latent_feeds import (
 from driftrae_cli.engine.load import load_rae
 from driftrae_cli.engine.report import NullReporter
 from driftrae_cli.engine.runtime import network_precision
+from driftrae_cli.engine.step_plan import Counts
 from driftrae_cli.errors import DataError
 from driftrae_cli.models.rae import RAE
 
@@ -407,7 +409,7 @@ def test_a_bad_picture_is_an_error_of_its_own_draw(
 
     data = _streamed(copy, workers, max_bad=1)
     with data.feed(rows, 9, together=4) as feed:
-        for draw in (0, 1, 2):  # the third meets the first bad one
+        for draw in (0, 1, 2):
             feed(draw)
         with pytest.raises(DataError) as caught:
             feed(3)
@@ -421,19 +423,18 @@ def test_a_bad_picture_is_an_error_of_its_own_draw(
 
 
 def test_nothing_more_is_read_behind_an_error(folder: Path, tmp_path: Path) -> None:
-    names = sorted(p.name for p in (folder / "star").iterdir())
-    copy = _with_damage(folder, tmp_path / "p", lambda p: p.name in names)
-    asked, bad = list[int](), sorted(CLASS_NAMES).index("star") * 12
-
-    def rows(draw: int) -> torch.Tensor:
-        asked.append(draw)
-        return torch.tensor([bad if draw == 2 else 0])
-
-    with _streamed(copy, 0, max_bad=99).feed(rows, 9, together=5) as feed:
+    """Of the third draw; a bad picture of the fourth is not heard of."""
+    copy = _with_damage(folder, tmp_path / "p", lambda p: p.parent.name in ("disc", "star"))
+    star, disc, bar = (sorted(CLASS_NAMES).index(name) * 12 for name in ("star", "disc", "bar"))
+    data = _streamed(copy, 0, max_bad=99)
+    wanted = [bar, bar, star, disc, disc, disc]
+    with data.feed(lambda draw: torch.tensor([wanted[draw]]), 6, together=3) as feed:
         feed(0)
         feed(1)
         with pytest.raises(DataError, match="class star: none of its pictures can be read"):
             feed(2)
+        time.sleep(0.2)
+    assert {Path(name).parent.name for name in data.bad.found} == {"star"}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -511,3 +512,37 @@ def test_a_bad_picture_ends_all_processes(folder: Path, tmp_path: Path) -> None:
     ends = run(2, feed_tasks.distilled, str(copy), str(tmp_path / "out"), *given)
     text = "class star: none of its pictures can be read; replace them or drop the class"
     assert ends == [(text, [])] * 2
+
+
+def test_the_script_that_measures_the_waiting_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = Path(__file__).parents[2] / "examples" / "imagenet256" / "stream_rate.py"
+    spec = importlib.util.spec_from_file_location("stream_rate", script)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name, small in (("COUNTS", Counts(2, 3, 2, 2)), ("PER_CLASS", 4), ("ROUNDS", 1)):
+        monkeypatch.setattr(module, name, small)
+    module.main(0, 1)
+    words = capsys.readouterr().out.splitlines()
+    assert [line[:14].rstrip() for line in words[1:]] == [
+        "on demand", "a class ahead", "a step ahead",
+    ]  # fmt: skip
+
+
+def test_whatever_breaks_the_encoding_ends_the_workers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once: another Ctrl-C may come before it is closed."""
+
+    def full(rae: RAE, images: torch.Tensor) -> torch.Tensor:
+        raise MemoryError
+
+    encode = OnDemand(_streamed(folder, 2), _rows, 6)
+    encode(0)
+    monkeypatch.setattr(RAE, "features", full)
+    with pytest.raises(MemoryError):
+        encode(1)
+    assert feed_tasks.left_behind() == []
+    encode.close()

@@ -117,14 +117,20 @@ def _theirs(a, b):
 
 @pytest.mark.parametrize("f", [3, 255, 256, 300, 520])
 def test_torch_fidelity(f):
-    """Also where the triangular product takes several blocks."""
+    """Also where LAPACK works in several blocks."""
     a, b = GaussianStats.of(_features(4 * f, f, seed=1)), GaussianStats.of(_features(3 * f, f))
     assert frechet_distance(a, b) == pytest.approx(_theirs(a, b), rel=1e-10)
 
 
 @pytest.mark.parametrize("swapped", [False, True])
-def test_one_side_of_few_samples_takes_the_root_of_the_other(swapped, monkeypatch):
-    monkeypatch.setattr(torch.linalg, "eigh", None)
+def test_few_samples_on_one_side_make_a_small_eigenproblem(swapped, monkeypatch):
+    sizes = []
+
+    def spy(matrix, **options):
+        sizes.append(matrix.shape)
+        return scipy.linalg.eigvalsh(matrix, **options)
+
+    monkeypatch.setattr(module, "eigvalsh", spy)
     x, y = _features(30, f=40, seed=3), _features(90, f=40, seed=4)
     sides = GaussianStats.of(x), GaussianStats.of(y)
     root_y = torch.linalg.cholesky(sides[1].cov)
@@ -133,6 +139,31 @@ def test_one_side_of_few_samples_takes_the_root_of_the_other(swapped, monkeypatc
     expected = gap + sides[0].cov.trace() + sides[1].cov.trace() - 2 * overlap
     value = frechet_distance(*(sides[::-1] if swapped else sides))
     assert value == pytest.approx(expected.item(), rel=1e-12)
+    assert sizes == [(29, 29)]
+
+
+@pytest.mark.parametrize("n", [90, 110, 400])
+def test_features_of_very_different_spread(n):
+    """From 1e-4 to 1, some dead, in an order that a root without exchanges would not survive."""
+    rng = torch.Generator().manual_seed(n)
+    spread = torch.logspace(-4, 0, 100, dtype=torch.float64)
+    spread[::10] = 0
+    mixed = torch.randn(2, n, 100, generator=rng, dtype=torch.float64)
+    x, y = mixed.cumsum(2) * spread + torch.tensor([[[0.0]], [[0.01]]], dtype=torch.float64)
+    xc, yc = (side - side.mean(0) for side in (x, y))
+    overlap = torch.linalg.svdvals(xc @ yc.T).sum()
+    spreads = (xc.square().sum() + yc.square().sum() - 2 * overlap) / (n - 1)
+    expected = (x.mean(0) - y.mean(0)).square().sum() + spreads
+    value = frechet_distance(GaussianStats.of(x), GaussianStats.of(y))
+    assert value == pytest.approx(expected.item(), rel=1e-11)
+
+
+def test_statistics_stay_as_they_are():
+    """LAPACK works in place."""
+    a, b = GaussianStats.of(_features(50)), GaussianStats.of(_features(40, seed=1))
+    before = a.cov.clone(), b.cov.clone()
+    frechet_distance(a, b)
+    torch.testing.assert_close((a.cov, b.cov), before, rtol=0, atol=0)
 
 
 def test_copied_features_are_rank_deficient_for_any_number_of_samples():

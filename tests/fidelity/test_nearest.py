@@ -7,7 +7,7 @@ from scipy.spatial.distance import cdist
 
 from driftrae_cli.errors import NumericsError
 from driftrae_cli.fidelity import nearest as module
-from driftrae_cli.fidelity.nearest import nearest, typical_distance
+from driftrae_cli.fidelity.nearest import nearest, spacing
 
 
 def _features(n, f=12, seed=0, spread=1.0, shift=0.0):
@@ -187,15 +187,15 @@ def test_the_typical_distance_is_the_median_to_the_nearest_other(m):
     references = _features(m, seed=3)
     expected = _typical(references, slice(None))
     for seed in (0, 1):
-        assert typical_distance(references, seed) == pytest.approx(expected, rel=1e-13)
+        assert spacing(references, seed).median == pytest.approx(expected, rel=1e-13)
 
 
 def test_the_typical_distance_of_a_random_part():
     """Which is drawn from everywhere, depends on the seed alone, and is measured against all."""
     references = torch.cat([_features(60, seed=3), _features(60, seed=4, spread=3.0)])
-    values = {seed: typical_distance(references, seed, most=20) for seed in range(8)}
+    values = {seed: spacing(references, seed, most=20).median for seed in range(8)}
     assert len(set(values.values())) > 4
-    assert typical_distance(references, 5, most=20) == values[5]
+    assert spacing(references, 5, most=20).median == values[5]
     for seed, value in values.items():
         chosen = torch.randperm(120, generator=torch.Generator().manual_seed(seed))[:20]
         assert value == pytest.approx(_typical(references, chosen.numpy()), rel=1e-13)
@@ -204,11 +204,11 @@ def test_the_typical_distance_of_a_random_part():
 def test_copies_are_at_distance_zero_from_each_other():
     """Also from those with a lower index, which come before a sample itself."""
     references = _features(5, seed=4)
-    assert typical_distance(references.repeat(3, 1), seed=0) == 0.0
+    assert spacing(references.repeat(3, 1), seed=0).median == 0.0
     twice = torch.cat([references, references[:1]])
-    assert typical_distance(twice, seed=0) == pytest.approx(_typical(twice, slice(None)))
+    assert spacing(twice, seed=0).median == pytest.approx(_typical(twice, slice(None)))
 
 
-def test_one_reference_has_no_typical_distance():
+def test_one_reference_has_no_spacing():
     with pytest.raises(NumericsError, match="1 references, 2 nearest"):
-        typical_distance(_features(1), seed=0)
+        spacing(_features(1), seed=0)
