@@ -38,9 +38,10 @@ check: $(READY) ## Lint, format and types
 demo: $(READY) ## Distil the built-in teacher and look at the pictures (CPU, minutes)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/shapes/demo.sh
 
-bench: $(READY) ## Measure a step's parts and the statistics against plain ways (minutes)
+bench: $(READY) ## Measure a step, statistics and evaluation against other ways (half an hour)
 	$(BIN)/python examples/imagenet256/bench.py
 	$(BIN)/python examples/latent_spaces/bench.py
+	$(BIN)/python examples/evaluation/bench.py
 
 assets: $(READY) ## Train the built-in models again (CPU, three hours)
 	$(BIN)/driftrae pretrain shapes-pretrain --out runs/assets-pretrain

@@ -44,13 +44,15 @@ def ref_stats(
       driftrae ref-stats --data imagenet/train --out imagenet256.safetensors
       driftrae ref-stats --data photos/ --features dinov2 --keep-features --out photos.safetensors
     """
-    from driftrae_cli.engine.extractors import open_extractors
+    from driftrae_cli.engine.extractors import open_extractor
     from driftrae_cli.engine.reference_pictures import make_reference
     from driftrae_cli.engine.world import joined
 
     pictures = DataConfig(source=data, per_class=per_class, max_bad=max_bad)
     with reporter() as progress, joined(device) as world:
-        [extractor] = open_extractors([features], inception_weights, progress, world)
+        extractor = world.main_first(
+            lambda: open_extractor(features, world.device, inception_weights, progress)
+        )
         result = make_reference(
             pictures,
             resolution,

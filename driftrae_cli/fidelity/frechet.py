@@ -84,7 +84,7 @@ def frechet_distance(a: GaussianStats, b: GaussianStats) -> float:
             are not finite.
     """
     _check(a, b)
-    fewer, more = sorted((a.cpu(), b.cpu()), key=lambda stats: -stats.count)
+    fewer, more = sorted((a.cpu(), b.cpu()), key=lambda stats: stats.count)
     apart = (fewer.mean - more.mean).square().sum() + fewer.cov.trace() + more.cov.trace()
     return max(0.0, apart.item() - 2 * _overlap(fewer.cov, more.cov))
 
@@ -181,12 +181,9 @@ def _overlap(cov_1: Tensor, cov_2: Tensor) -> float:
 
     The Cholesky root exchanges rows and columns so that its columns fall and end at the rank.
     """
-    F = len(cov_1)
-    # The transposes are the same matrices, in LAPACK's order of axes.
+    # The transposes are the same matrices, in LAPACK's order of axes. Beyond the rank the root's
+    # columns are rounding; the part of the product that is taken does not depend on them.
     root_FF, place_F, rank, _ = lapack.dpstrf(cov_1.numpy().T, lower=1)
-    # Beyond the rank the root has no columns. The identity's take their place, for the product
-    # wants a square root: its first rows and columns do not depend on them.
-    root_FF[rank:, rank:] = np.eye(F - rank)
     order = np.ix_(place_F - 1, place_F - 1)
     product_FF, _ = lapack.dsygst(cov_2.numpy()[order].T, root_FF, itype=2, lower=1, overwrite_a=1)
     # Its lower triangle falls from the top left, which keeps small eigenvalues exact as well.

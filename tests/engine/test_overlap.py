@@ -7,7 +7,6 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -265,7 +264,7 @@ def test_statistics_do_not_depend_on_it(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("threaded", [False, True])
 def test_pictures_that_cannot_be_made_end_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, threaded: bool
+    monkeypatch: pytest.MonkeyPatch, threaded: bool
 ) -> None:
     if threaded:
         monkeypatch.setattr(
