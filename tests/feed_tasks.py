@@ -29,8 +29,8 @@ def left_behind() -> list[str]:
 
 def _alive() -> list[str]:
     children = [process.name for process in multiprocessing.active_children()]
-    pools = [t.name for t in threading.enumerate() if t.name.startswith("ThreadPoolExecutor")]
-    return children + pools
+    ahead = [t.name for t in threading.enumerate() if t.name == "latents ahead"]
+    return children + ahead
 
 
 def distilled(world: World, folder: str, out: str, *settings: str) -> tuple[str, list[str]]:

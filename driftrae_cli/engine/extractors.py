@@ -101,27 +101,30 @@ def open_extractor(
     """Load an extractor with its weights.
 
     Args:
-        name: `inception`, `dinov2`, `clip` or `timm:MODEL` with their published weights;
-            `scorer:REF`, a scoring network of ours; or `rae:REF`, an autoencoder, whose features
-            are normalised latents of the encoded pictures, averaged over the tokens.
-        inception_weights: file to use instead of a download.
+        name: `inception`, `dinov2`, `clip` or `timm:MODEL` with their published weights, which are
+            downloaded, or `=FILE` after the name says where they are; `scorer:REF`, a scoring
+            network of ours; or `rae:REF`, an autoencoder, whose features are normalised latents
+            of the encoded pictures, averaged over the tokens.
+        inception_weights: file of `inception` where its name does not say one.
 
     Raises:
         ConfigError: no such extractor.
         HubError, WeightsError: its weights cannot be had, or are of another kind.
     """
-    if name == INCEPTION:
-        return _inception(inception_file(inception_weights), device)
     if name.startswith(SCORER):
         return _scorer(name, device, reporter)
     if name.startswith(RAE):
         return _autoencoder(name, device, reporter)
+    name, given, path = name.partition("=")
+    file = Path(path).expanduser() if given else None
+    if name == INCEPTION:
+        return _inception(inception_file(file or inception_weights), device)
     if name not in (DINOV2, CLIP) and not name.startswith(TIMM):
         raise ConfigError(
             f"--features {name}: give {INCEPTION}, {DINOV2}, {CLIP}, {TIMM}MODEL, {SCORER}REF or "
             f"{RAE}REF"
         )
-    model = TimmFeatures.load(SECOND_SPACE if name == CLIP else name, device)
+    model = TimmFeatures.load(SECOND_SPACE if name == CLIP else name, device, file)
     return Extractor(
         model.extractor, model.name, model.features, weights_digest(model.model),
         lambda images: Extracted(model(images.to(device))),

@@ -8,9 +8,10 @@ in advance, so that what takes time is done before it is asked for.
 import math
 import threading
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Protocol
 
 import torch
@@ -84,6 +85,8 @@ class MemoryLatents:
 class _Ahead:
     """Computes the latents of draws in a thread while those before them are trained on.
 
+    The thread starts workers. Out of a pool they would wait for the pool when they end, and fail.
+
     Args:
         compute: gives the latents of a draw; called by one thread.
         draws, together: see `LatentData.feed`.
@@ -91,27 +94,48 @@ class _Ahead:
 
     def __init__(self, compute: Callable[[int], Tensor], draws: int, together: int) -> None:
         self._compute, self._draws, self._together = compute, draws, together
-        self._thread = ThreadPoolExecutor(1)
         self._ahead: dict[int, Future[Tensor]] = {}
+        self._wanted = SimpleQueue[tuple[int, Future[Tensor]] | None]()
+        self._thread = threading.Thread(target=self._work, name="latents ahead")
+        self._thread.start()
 
     def __call__(self, number: int) -> Tensor:
         latents = self._ahead.pop(number, None) or self._jumped(number)
         ready = latents.result()
         for following in range(number + 1, min(number + 1 + self._together, self._draws)):
             if following not in self._ahead:
-                self._ahead[following] = self._thread.submit(self._compute, following)
+                self._ahead[following] = self._submit(following)
         return ready
 
     def _jumped(self, number: int) -> Future[Tensor]:
         """A draw that was not foreseen, in place of those that were."""
-        for unwanted in self._ahead.values():
-            unwanted.cancel()
-        self._ahead.clear()
-        return self._thread.submit(self._compute, number)
+        self._cancel()
+        return self._submit(number)
 
     def close(self) -> None:
         """Wait for what is being computed, and end the thread."""
-        self._thread.shutdown(cancel_futures=True)
+        self._cancel()
+        self._wanted.put(None)
+        self._thread.join()
+
+    def _submit(self, number: int) -> Future[Tensor]:
+        latents = Future[Tensor]()
+        self._wanted.put((number, latents))
+        return latents
+
+    def _cancel(self) -> None:
+        for unwanted in self._ahead.values():
+            unwanted.cancel()
+        self._ahead.clear()
+
+    def _work(self) -> None:
+        for number, latents in iter(self._wanted.get, None):
+            if latents.set_running_or_notify_cancel():
+                try:
+                    latents.set_result(self._compute(number))
+                except BaseException as error:  # for the one who waits
+                    latents.set_exception(error)
+            del latents  # else it would be kept until the next is wanted
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 from driftrae_cli.engine.build import DistillConfig, config_yaml, read_config
 from driftrae_cli.engine.catalogue import KNOWN
 from driftrae_cli.engine.distill_watch import BEST_FILE, STEPS
+from driftrae_cli.engine.extractors import RAE, SCORER
 from driftrae_cli.engine.metrics_log import (
     EVAL,
     METRICS_FILE,
@@ -187,8 +188,10 @@ def _without_folder(reference: str) -> str:
 
 
 def _extractor_without_folder(name: str) -> str:
-    kind, colon, reference = name.partition(":")
-    return f"{kind}:{_without_folder(reference)}" if colon else name
+    if not name.startswith((SCORER, RAE)):
+        return name.partition("=")[0]
+    kind, _, reference = name.partition(":")
+    return f"{kind}:{_without_folder(reference)}"
 
 
 def _shortened(config: DistillConfig) -> DistillConfig:

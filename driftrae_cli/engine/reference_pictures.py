@@ -100,6 +100,7 @@ def _reference(
         crop=pictures.crop,
         count=found.stats.count,
         source=source,
+        weights=extractor.sha256,
         spatial=found.spatial,
         features=found.features,
     )
@@ -189,7 +190,8 @@ def open_reference(
     found = opened.statistics
     # Generated pictures are not cut; an .npz file does not say how its pictures were.
     alike = pictures.crop == "none" or found.crop == _UNSAID
-    check_matches(found, extractor.name, pictures.size, found.crop if alike else pictures.crop)
+    crop = found.crop if alike else pictures.crop
+    check_matches(found, extractor.name, extractor.sha256, pictures.size, crop)
     return opened
 
 

@@ -98,24 +98,3 @@ class ScoreSums:
 
 
 _LOWEST = torch.finfo(torch.float64).min  # instead of log 0, which makes 0 · log 0 undefined
-
-
-def inception_score(logits_NK: Tensor, split_size: int = ADM_SPLIT) -> InceptionScore:
-    """The score of pictures in their order, as the ADM evaluator splits them.
-
-    Takes three float64 copies of a split at a time; `ScoreSums` never needs all logits.
-
-    Args:
-        logits_NK: without bias, any floating dtype.
-        split_size: pictures per split; the last may have fewer.
-
-    Raises:
-        NumericsError: no pictures, or logits that are not finite.
-    """
-    N, K = logits_NK.shape
-    sums = ScoreSums.empty(N, K, split_size, logits_NK.device)
-    for part_BK, positions_B in zip(
-        logits_NK.split(split_size), torch.arange(N).split(split_size), strict=True
-    ):
-        sums = sums.update(part_BK, positions_B)
-    return sums.score()

@@ -32,6 +32,7 @@ _FORMAT, _VERSION = "driftrae", "1"
 _UNKNOWN_COUNT = 2  # the fewest that have a covariance, where a file does not tell
 _PAIRS = (("mu", "sigma"), ("ref_mu", "ref_sigma"))  # of the ADM evaluator and of RAE
 _SPATIAL = ("mu_s", "sigma_s")
+_DIGITS = 12  # of a hash in a message
 _SYMMETRIC = 1e-5  # of the largest number, which float32 keeps
 
 
@@ -48,6 +49,7 @@ class Reference:
         source: where the pictures are from.
         file: that holds this; None before there is one.
         sha256: of the file.
+        weights: SHA-256 of the extractor's; None where the file does not tell.
         spatial: of features with a place (sFID).
         features: [N, F] float32 of some or all pictures, for precision and recall.
         images: some or all pictures, for precision and recall.
@@ -61,19 +63,24 @@ class Reference:
     source: str
     file: Path | None = None
     sha256: str | None = None
+    weights: str | None = None
     spatial: GaussianStats | None = None
     features: Tensor | None = None
     images: ArrayImages | None = None
 
 
-def check_matches(reference: Reference, extractor: str, resolution: int, crop: str) -> None:
+def check_matches(
+    reference: Reference, extractor: str, weights: str, resolution: int, crop: str
+) -> None:
     """Distances to a reference that was made otherwise say nothing.
 
     Raises:
         ConfigError: another extractor, resolution or crop; all that differs, from both sides.
     """
+    known = reference.weights or weights
     pairs = (
         ("extractor", reference.extractor, extractor),
+        ("its weights", known[:_DIGITS], weights[:_DIGITS]),
         ("resolution", reference.resolution, resolution),
         ("crop", reference.crop, crop),
     )
@@ -163,6 +170,8 @@ def write_reference(path: Path, reference: Reference) -> None:
     }
     if reference.count is not None:
         entries["count"] = str(reference.count)
+    if reference.weights is not None:
+        entries["weights"] = reference.weights
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     content = safetensors.torch.save(ready, entries)
     with atomic_file(path) as partial:
@@ -235,6 +244,7 @@ def _from_tensors(
         source=entries["source"],
         file=path,
         sha256=_sha256(path),
+        weights=entries.get("weights"),
         spatial=spatial,
         features=features,
     )

@@ -30,7 +30,7 @@ from driftrae_cli.fidelity.frechet import (
     frechet_error,
     frechet_infinity,
 )
-from driftrae_cli.fidelity.inception_score import inception_score
+from inception_scores import inception_score
 from driftrae_cli.fidelity.precision_recall import precision_recall
 from driftrae_cli.fidelity.references import read_reference
 from driftrae_cli.fidelity.timm_features import SECOND_SPACE, TimmFeatures

@@ -546,3 +546,12 @@ def test_whatever_breaks_the_encoding_ends_the_workers(
         encode(1)
     assert feed_tasks.left_behind() == []
     encode.close()
+
+
+def test_workers_end_without_an_error(folder: Path) -> None:
+    """Whichever thread has started them: torch would tell of it in the middle of something."""
+    before = set(multiprocessing.active_children())
+    with _streamed(folder, 2).feed(_rows, 6) as feed:
+        feed(0)
+        workers = set(multiprocessing.active_children()) - before
+    assert [worker.exitcode for worker in workers] == [0, 0]

@@ -327,7 +327,7 @@ def test_page_says_which_weights_scored_best(run):
 def test_where_scoring_networks_and_pictures_are_is_not_published(run):
     configure(
         run,
-        eval__features="[scorer:/home/me/s.safetensors, timm:vit]",
+        eval__features="[scorer:/home/me/s.safetensors, timm:vit=/home/me/vit.safetensors]",
         eval__reference="/home/me/test/",
     )
     push(run)

@@ -227,8 +227,10 @@ def test_models_wait_on_the_cpu(
 
 def test_pictures_in_files(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "photos", 3)
+    (tmp_path / "a.cls").write_text("0")
     with tarfile.open(tmp_path / "p.tar", "w") as tar:
         tar.add(tmp_path / "photos" / "0.png", "a.png")
+        tar.add(tmp_path / "a.cls", "a.cls")
     images = np.zeros((5, 16, 16, 3), dtype=np.uint8)
     np.savez(tmp_path / "a.npz", arr_0=images)
     targets = [folder, str(tmp_path / "p.tar"), str(tmp_path / "a.npz")]

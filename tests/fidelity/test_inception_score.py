@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from inception_scores import inception_score
 from torch_fidelity.metric_isc import isc_features_to_metric
 
 from driftrae_cli.errors import NumericsError
-from driftrae_cli.fidelity.inception_score import ScoreSums, inception_score
+from driftrae_cli.fidelity.inception_score import ScoreSums
 
 
 def _logits(n=300, k=20, scale=3.0, seed=0):

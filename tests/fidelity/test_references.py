@@ -225,6 +225,7 @@ def ours(**changes):
         "crop": "adm-centre",
         "count": 50,
         "source": "Bilder/Größe 256 \"x\"",
+        "weights": "c" * 64,
         "spatial": GaussianStats.of(torch.from_numpy(made(F_S, 1))),
         "features": features,
     }  # fmt: skip
@@ -244,7 +245,7 @@ def test_our_file_gives_back_what_was_written(tmp_path):
     check_same(found.stats, ours().stats)
     check_same(found.spatial, ours().spatial)
     assert torch.equal(found.features, ours().features)
-    for name in ("extractor", "resolution", "crop", "count", "source"):
+    for name in ("extractor", "weights", "resolution", "crop", "count", "source"):
         assert getattr(found, name) == getattr(ours(), name)
     assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert found.file == path
@@ -355,13 +356,15 @@ def test_files_that_are_no_safetensors(tmp_path):
 
 
 def test_a_reference_that_was_made_alike_matches():
-    check_matches(ours(), "timm:a", 256, "adm-centre")
+    check_matches(ours(), "timm:a", "0" * 64, 256, "adm-centre")
+    check_matches(ours(weights="0" * 64), "timm:a", "0" * 64, 256, "adm-centre")
 
 
 @pytest.mark.parametrize(
     ("changes", "found"),
     [
         ({"extractor": "dinov2"}, r"\(extractor timm:a there, dinov2 here\)"),
+        ({"weights": "b" * 64}, r"\(its weights a{12} there, b{12} here\)"),
         ({"resolution": 512}, r"\(resolution 256 there, 512 here\)"),
         ({"crop": "none"}, r"\(crop adm-centre there, none here\)"),
         (
@@ -371,7 +374,7 @@ def test_a_reference_that_was_made_alike_matches():
     ],
 )
 def test_a_reference_that_was_made_otherwise_is_refused(changes, found):
-    asked = {"extractor": "timm:a", "resolution": 256, "crop": "adm-centre", **changes}
+    asked = {"extractor": "timm:a", "weights": "a" * 64, "resolution": 256, "crop": "adm-centre"}
     with pytest.raises(ConfigError, match=found) as told:
-        check_matches(ours(file=Path("my/ref.npz")), **asked)
+        check_matches(ours(file=Path("my/ref.npz"), weights="a" * 64), **{**asked, **changes})
     assert str(told.value).startswith("my/ref.npz: ")
