@@ -175,7 +175,7 @@ class Workload:
             + 2 * at_hand * self.grad_negatives  # gradients, and once more while they are joined
         )
         latents = (
-            (at_hand + 1) * self.positives
+            2 * at_hand * self.positives  # and as many of those that come next
             + held * self.generated  # noise
             + at_hand * self.generated
         )

@@ -122,7 +122,7 @@ class DriftDistillation:
     def __call__(self, step: int) -> StepOutput:
         portions = list(self._portions(step))
         common = self._drift.has_common_unit
-        replayed = self._size_of_portion == 0 or (common and len(portions) > 1)
+        replayed = self._plan.classes_that_fit == 0 or (common and len(portions) > 1)
         plans = [
             (first, classes, number == len(portions) - 1)
             for number, (first, classes) in enumerate(portions)
@@ -158,16 +158,9 @@ class DriftDistillation:
             if DIVERSITY in report.metrics
         }
 
-    @property
-    def _size_of_portion(self) -> int:
-        """Classes whose samples with gradient fit into the network together."""
-        n = self._counts
-        whole = self._plan.classes_here * n.grad_negatives
-        return min(n.micro_batch or whole, whole) // n.grad_negatives
-
     def _portions(self, step: int) -> Iterator[tuple[int, list[int]]]:
         """Number of the first draw and labels of each portion."""
-        classes, size = self._plan.classes(step), max(1, self._size_of_portion)
+        classes, size = self._plan.classes(step), self._plan.classes_at_once
         for k in range(0, len(classes), size):
             yield step * len(classes) + k, classes[k : k + size]
 

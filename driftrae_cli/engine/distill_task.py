@@ -153,7 +153,8 @@ def opened_task(
     counts = Counts(**{**vars(config.step), "micro_batch": micro_batch})
     plan = StepPlan(index, counts, config.seed, world.rank, world.size)
     student, average = _student(opened, world)
-    with latents.feed(plan.rows, config.optim.steps * plan.classes_here) as positives:
+    draws = config.optim.steps * plan.classes_here
+    with latents.feed(plan.rows, draws, plan.classes_at_once) as positives:
         objective = DriftDistillation(
             student,
             plan,

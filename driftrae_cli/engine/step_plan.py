@@ -56,6 +56,18 @@ class StepPlan:
             len(index.rows), counts.classes, lambda number: generator(seed, "classes", number)
         )
 
+    @property
+    def classes_that_fit(self) -> int:
+        """Those whose samples with gradient fit into the network together; perhaps none."""
+        n = self._counts
+        whole = self.classes_here * n.grad_negatives
+        return min(n.micro_batch or whole, whole) // n.grad_negatives
+
+    @property
+    def classes_at_once(self) -> int:
+        """Those of a step that are handled together."""
+        return max(1, self.classes_that_fit)
+
     def classes(self, step: int) -> list[int]:
         """Those of a step that this process sees."""
         return self._schedule.at(step)[self._rank :: self._size]

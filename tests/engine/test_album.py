@@ -152,11 +152,11 @@ def test_it_is_refused_before_anything_is_read_or_scored(
     monkeypatch.setattr(evaluating, "go_through", None)
     monkeypatch.setattr(evaluating, "open_reference", None)
     folder = write(tmp_path / "mine", real[1][:3])
-    stem = folder.replace("/", "-").strip("-")
-    (tmp_path / "album").mkdir()
-    (tmp_path / "album" / f"{stem}-samples.png").write_text("there")
+    album = Album(tmp_path / "album")
+    album.folder.mkdir()
+    album.files(folder)[0].write_text("there")
     with pytest.raises(OutputError, match="exists already"):
-        score(folder, album=Album(tmp_path / "album"), tmp_path=tmp_path, reference=real[0])
+        score(folder, album=album, tmp_path=tmp_path, reference=real[0])
 
 
 def test_overwritten_as_told(tmp_path: Path, real: tuple[str, Tensor]) -> None:
@@ -415,3 +415,28 @@ def test_each_set_has_its_pages(tmp_path: Path, real: tuple[str, Tensor], pages:
     for target, mine in zip(targets, sets, strict=True):
         assert np.array_equal(pixels(album.files(target)[0]), grid(tmp_path, mine))
     assert heard == [f"scoring {place}" for place in (folder, *targets)]
+
+
+def test_real_pictures_of_published_statistics(
+    tmp_path: Path, pages: Pages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An array file with some pictures beside its statistics: those are looked through."""
+    inception = dataclasses.replace(plain_extractor(), name="inception", distance="FID")
+    monkeypatch.setattr(extractors, "open_extractor", lambda *_: inception)
+    images = render(range(60), seed=1)[0]
+    statistics = features(images)
+    ref, without = tmp_path / "ref.npz", tmp_path / "without.npz"
+    numbers = {"mu": statistics.mean(0).numpy(), "sigma": statistics.T.cov().numpy()}
+    np.savez(ref, **numbers, arr_0=images[:45].permute(0, 2, 3, 1).numpy())
+    np.savez(without, **numbers)
+    mine = render(range(20), seed=2)[0]
+    target = write(tmp_path / "mine", mine)
+    album = Album(tmp_path / "album", nearest=2)
+    arguments: dict[str, Any] = {"tmp_path": tmp_path, "features": ("inception",)}
+    score(target, album=album, reference=str(ref), **arguments)
+    rows, index, _ = expected_page(mine, images[:45], 2)
+    assert torch.equal(pages[0]["generated"], mine[rows])
+    assert torch.equal(pages[0]["real"], images[index])
+    monkeypatch.setattr(evaluating, "go_through", None)
+    with pytest.raises(ConfigError, match=r"without\.npz: has statistics only"):
+        score(target, album=Album(tmp_path / "b", 1), reference=str(without), **arguments)

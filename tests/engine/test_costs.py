@@ -145,7 +145,7 @@ def test_portions(micro_batch, at_hand, with_gradient, twice):
     load = small_load()
     kept = load.network.kept
     memory, arithmetic = load.memory(micro_batch), load.arithmetic(micro_batch)
-    assert memory.latents == LATENT * ((at_hand + 1) * 7 + 2 * at_hand * 11)
+    assert memory.latents == LATENT * (2 * at_hand * 7 + 2 * at_hand * 11)
     assert memory.activations == with_gradient * (kept.sample + kept.block)
     assert arithmetic.again == twice * 24 * load.network.flop
     assert arithmetic.train == 3 * 24 * load.network.flop

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from inception_scores import inception_score
 from PIL import Image
 from process_tasks import evaluate_in_process, plain_extracted, plain_extractor
 from processes import run
@@ -18,7 +19,9 @@ from driftrae_cli.engine import evaluate as module
 from driftrae_cli.engine import extractors
 from driftrae_cli.engine.build import DataConfig
 from driftrae_cli.engine.evaluate import Evaluation, evaluate
-from driftrae_cli.engine.extractors import open_extractor
+from driftrae_cli.engine.extractors import Extracted, Extractor, open_extractor
+from driftrae_cli.engine.metrics_log import is_distance
+from driftrae_cli.engine.picture_sets import PictureSet
 from driftrae_cli.engine.protocol import Protocol
 from driftrae_cli.engine.reference_pictures import make_reference
 from driftrae_cli.engine.report import NullReporter
@@ -30,7 +33,6 @@ from driftrae_cli.fidelity.frechet import (
     frechet_error,
     frechet_infinity,
 )
-from inception_scores import inception_score
 from driftrae_cli.fidelity.precision_recall import precision_recall
 from driftrae_cli.fidelity.references import read_reference
 from driftrae_cli.fidelity.timm_features import SECOND_SPACE, TimmFeatures
@@ -223,15 +225,129 @@ def test_an_unknown_extractor_is_refused() -> None:
         open_extractor("vgg", CPU, None, NullReporter())
 
 
-def test_clip_is_the_second_space(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+def test_clip_is_the_second_space_and_weights_may_be_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, Path | None]] = []
 
-    def load(name: str, device: torch.device) -> TimmFeatures:
-        asked.append(name)
+    def load(name: str, device: torch.device, weights: Path | None) -> TimmFeatures:
+        asked.append((name, weights))
         raise ConfigError("asked")
 
     monkeypatch.setattr(TimmFeatures, "load", load)
-    for name in ("clip", "dinov2"):
+    for name in ("clip", "dinov2=/a/b=c.pth", "timm:vit=~/w"):
         with pytest.raises(ConfigError, match="asked"):
             open_extractor(name, CPU, None, NullReporter())
-    assert asked == [SECOND_SPACE, "dinov2"]
+    home = Path("~/w").expanduser()
+    assert asked == [(SECOND_SPACE, None), ("dinov2", Path("/a/b=c.pth")), ("timm:vit", home)]
+
+
+def counted(seen: list[tuple[str, int]], name: str) -> Extractor:
+    """Notes how many pictures it is given at a time."""
+
+    def extract(images: torch.Tensor) -> Extracted:
+        seen.append((name, len(images)))
+        return plain_extracted(images)
+
+    return dataclasses.replace(
+        plain_extractor(), name=name, distance=f"FD-{name}", sha256=name, extract=extract
+    )
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_single_real_pictures_are_measured_once_for_all(
+    tmp_path: Path, student: str, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    """Whether or not their statistics are in the cache; batches of 41 are real ones."""
+    seen: list[tuple[str, int]] = []
+    monkeypatch.setattr(extractors, "open_extractor", lambda name, *_: counted(seen, name))
+    real = write_pictures(tmp_path / "real", render(range(41), seed=0)[0])
+    targets = [
+        *(write_pictures(tmp_path / str(k), render(range(12), seed=k)[0]) for k in (1, 2)),
+        student,  # whose pictures are not cut
+    ]
+    options = {"reference": real, "features": ("a", "b")}
+    if known:
+        score(targets[0], results=tmp_path / "other", **options)
+        seen.clear()
+    found = score(*targets, results=tmp_path / "r", precision_recall=True, **options)
+    assert [count for name, count in seen if name == "a"].count(41) == 1
+    assert [count for name, count in seen if name == "b"].count(41) == 1
+    assert len(seen) == 2 + 3 * 2
+    for one in found.scores:
+        assert [m.name for m in one.metrics if "(" in m.name] == [
+            f"{what} ({name})" for name in "ab" for what in ("precision", "recall")
+        ]
+
+
+def test_references_are_opened_once_for_alike_sets(
+    tmp_path: Path, student: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extractors, "open_extractor", lambda name, *_: counted([], name))
+    opened: list[tuple[str, int, str]] = []
+    original = module.open_reference
+
+    def noted(given: str, pictures: PictureSet, extractor: Extractor, *more: Any, **named: Any):  # type: ignore[no-untyped-def]
+        opened.append((extractor.name, pictures.size, pictures.crop))
+        return original(given, pictures, extractor, *more, **named)
+
+    monkeypatch.setattr(module, "open_reference", noted)
+    images = render(range(12), seed=1)[0]
+    files = [write_pictures(tmp_path / str(k), images) for k in (1, 2)]
+    arrays = [str(tmp_path / f"{size}.npz") for size in (32, 16)]
+    for file, step in zip(arrays, (1, 2), strict=True):
+        np.savez(file, arr_0=images[:, :, ::step, ::step].permute(0, 2, 3, 1).numpy())
+    real = write_pictures(tmp_path / "real", render(range(20), seed=0)[0])
+    found = score(
+        *files, student, *arrays, results=tmp_path / "r", reference=real, features=("a", "b")
+    )
+    assert len(found.scores) == 5
+    assert sorted(opened) == [
+        (name, size, crop)
+        for name in "ab"
+        for size, crop in ((16, "none"), (32, "adm-centre"), (32, "none"))
+    ]
+
+
+def test_all_references_are_opened_before_anything_is_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last set's is of another size."""
+    ref = str(reference(tmp_path))
+    monkeypatch.setattr(module, "go_through", None)
+    small = write_pictures(tmp_path / "p", render(range(12), seed=1)[0])
+    np.savez(tmp_path / "large.npz", arr_0=np.zeros((3, 64, 64, 3), dtype=np.uint8))
+    with pytest.raises(ConfigError, match="resolution 32 there, 64 here"):
+        score(small, str(tmp_path / "large.npz"), results=tmp_path / "r", reference=ref)
+
+
+def test_what_the_numbers_depend_on_is_on_record(tmp_path: Path, student: str) -> None:
+    ref, results = str(reference(tmp_path)), tmp_path / "r.jsonl"
+    folder = write_pictures(tmp_path / "p", render(range(12), seed=1)[0])
+    asked = [
+        score(student, results=results, reference=ref, **settings)
+        for settings in ({}, {"precision_recall": True}, {"uncertainty": True}, {"seed": 1})
+    ]
+    asked.append(score(folder, results=results, reference=ref))
+    assert not any(one.scores[0].known for one in asked)
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    assert len({line["key"] for line in lines}) == 5
+    request, about = lines[-1]["request"], lines[-1]["about"]
+    assert (request["count"], request["resolution"], request["crop"]) == (12, 32, "adm-centre")
+    assert request["extractors"] == {"plain": "plain"}
+    assert (about["name"], about["pictures"], about["processes"]) == (folder, 12, 1)
+    again = score(folder, student, results=results, reference=ref)
+    assert [one.known for one in again.scores] == [True, True]
+    assert again.scores[0].pictures == 12 and again.album is None
+
+
+@pytest.mark.parametrize(
+    ("name", "distance"),
+    [
+        *((f"eval/{name}", True) for name in ("FID", "FID-10k", "sFID-500", "FD-dinov2", "FID∞")),
+        *((f"eval/{name}", True) for name in ("FD-shapes-scorer-2k", "sFD-plain", "FD-shapes-rae")),
+        *((f"eval/{name}", False) for name in ("IS", "accuracy-shapes-scorer", "accuracy-FD-x")),
+        *((f"eval/{name}", False) for name in ("precision (inception)", "accuracy", "AFID")),
+        *((name, False) for name in ("FID", "loss", "field/FD-1", "x/eval/FID")),
+    ],
+)
+def test_of_which_scores_lower_is_better(name: str, distance: bool) -> None:
+    assert is_distance(name) == distance

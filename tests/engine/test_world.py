@@ -1,7 +1,10 @@
 """Several processes give what one gives, and tell an error once."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import process_tasks
@@ -17,7 +20,7 @@ from driftrae_cli.engine.report import NullReporter
 from driftrae_cli.engine.runtime import pick_device, uses_tf32
 from driftrae_cli.engine.step_plan import check_shares
 from driftrae_cli.engine.world import World, alone
-from driftrae_cli.errors import ConfigError
+from driftrae_cli.errors import ConfigError, DataError
 
 CPU = torch.device("cpu")
 SHARES_HERE = hasattr(torch.cpu.Stream, "record_event")  # whether torch can do FSDP2 on a CPU
@@ -192,3 +195,79 @@ def test_classes_that_cannot_be_shared_out_are_refused(classes: int, processes: 
     with pytest.raises(ConfigError, match=rf"step\.classes: {classes} .* {processes} processes"):
         check_shares(classes, processes)
     check_shares(8, 4)
+
+
+class Threads:
+    """Stand for processes; what one shares the others wait for."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.shared = size, SimpleQueue[object]()
+
+    def world(self, rank: int) -> World:
+        threads = self
+
+        class Member(World):
+            def share(self, value):  # type: ignore[no-untyped-def]
+                if not self.is_main:
+                    return threads.shared.get(timeout=20)
+                for _ in range(1, self.size):
+                    threads.shared.put(value)
+                return value
+
+        return Member(rank, self.size, CPU)
+
+    def outcomes(self, task) -> list[object]:  # type: ignore[no-untyped-def]
+        def member(rank: int) -> object:
+            try:
+                return task(self.world(rank))
+            except DataError as error:
+                return error
+
+        with ThreadPoolExecutor(self.size) as pool:
+            return list(pool.map(member, range(self.size)))
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_others_begin_when_the_main_process_is_done(size: int) -> None:
+    heard: list[tuple[str, int]] = []
+
+    def task(world: World) -> object:
+        def work() -> str:
+            heard.append(("begin", world.rank))
+            time.sleep(0.05 if world.is_main else 0)
+            heard.append(("end", world.rank))
+            return f"by {world.rank}"
+
+        return world.main_first(work)
+
+    assert Threads(size).outcomes(task) == [f"by {rank}" for rank in range(size)]
+    assert heard[:2] == [("begin", 0), ("end", 0)]
+    assert sorted(heard[2:]) == sorted((w, r) for r in range(1, size) for w in ("begin", "end"))
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_what_the_main_process_cannot_do_nobody_tries(size: int) -> None:
+    tried: list[int] = []
+
+    def task(world: World) -> object:
+        def work() -> None:
+            tried.append(world.rank)
+            raise DataError("no network")
+
+        return world.main_first(work)
+
+    found = Threads(size).outcomes(task)
+    assert [str(error) for error in found] == ["no network"] * size and tried == [0]
+
+
+def test_an_error_of_another_process_is_its_own() -> None:
+    def task(world: World) -> object:
+        def work() -> str:
+            if world.rank == 1:
+                raise DataError("no room here")
+            return "done"
+
+        return world.main_first(work)
+
+    done, failed, other = Threads(3).outcomes(task)
+    assert (done, other) == ("done", "done") and str(failed) == "no room here"

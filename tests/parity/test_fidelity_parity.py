@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from inception_scores import inception_score
 from random_inception import save_random_inception
 from safetensors.torch import load_file
 
 from driftrae_cli.fidelity.frechet import GaussianStats, frechet_distance
 from driftrae_cli.fidelity.inception import Inception
-from inception_scores import inception_score
 from driftrae_cli.fidelity.precision_recall import precision_recall
 
 _GOLDEN = Path(__file__).parent / "golden" / "fidelity_features.safetensors"
