@@ -33,11 +33,12 @@ def eval_fid(
         ),
     ] = None,
     ref: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar="NPZ|SAFETENSORS|PICTURES", help="Compare with these statistics or pictures."
+            metavar="NPZ|SAFETENSORS|PICTURES",
+            help="Compare with these statistics or pictures.  [default: shapes, for models of it]",
         ),
-    ] = "shapes",
+    ] = None,
     features: Annotated[
         list[str] | None,
         typer.Option(
@@ -123,7 +124,8 @@ def eval_fid(
 
     --results keeps every number with all it takes to find it again, and
     answers the same question the next time. --nearest shows whether samples
-    are copies of real pictures, by distance in the first of --features.
+    are copies of real pictures, by distance in the first of --features, whose
+    weights are downloaded unless =FILE after a name says where they are.
     --self-test compares this installation with published numbers.
 
     \b

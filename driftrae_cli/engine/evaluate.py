@@ -90,11 +90,12 @@ def evaluate(
     Raises:
         DriftraeError: a setting, file or number that stops it; the text says what to do.
     """
-    protocol = protocol.complete()
+    asked, protocol = protocol, protocol.complete()
+    assert protocol.reference, "the protocol is complete"
     check_rounding(protocol.rounding)
     extractors = open_extractors(protocol.features, protocol.inception_weights, reporter, world)
     # All are opened before any is scored: what is wrong with the last shows at once.
-    sets = open_targets(targets, protocol, rae, reporter, world)
+    sets = open_targets(targets, asked, rae, reporter, world)
     for pictures in sets:
         for extractor in extractors:
             check_classes_known(pictures, extractor)
@@ -149,6 +150,7 @@ class _Run:
     def open_references(self, pictures: PictureSet) -> list[OpenReference]:
         """One per extractor."""
         protocol = self.protocol
+        assert protocol.reference, "the protocol is complete"
         found = []
         for extractor in self.extractors:
             key = (extractor.name, pictures.size, pictures.crop)

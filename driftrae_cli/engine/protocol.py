@@ -17,7 +17,8 @@ class Protocol:
     """How pictures are scored.
 
     Attributes:
-        reference: what they are compared with, see `open_reference`.
+        reference: what they are compared with, see `open_reference`; None is `shapes`, for
+            models of shapes only.
         features: extractors by name; none is Inception, or for `shapes` its scoring network.
         num: pictures that a checkpoint draws; None is 50,000, or for `shapes` as many as
             there are real ones.
@@ -35,7 +36,7 @@ class Protocol:
         max_bad: pictures that may be unreadable.
     """
 
-    reference: str = SHAPES
+    reference: str | None = None
     features: tuple[str, ...] = ()
     num: int | None = None
     labels: str = BALANCED
@@ -51,9 +52,11 @@ class Protocol:
 
     def complete(self) -> "Protocol":
         """With numbers for all that the reference decides if nobody else does."""
-        small = self.reference == SHAPES
+        reference = self.reference or SHAPES
+        small = reference == SHAPES
         return replace(
             self,
+            reference=reference,
             features=self.features or ((SHAPES_SCORER,) if small else (INCEPTION,)),
             num=self.num or (len(CLASS_NAMES) * SHAPES_PER_CLASS if small else 50_000),
             resolution=self.resolution or (IMAGE_SIZE if small else 256),

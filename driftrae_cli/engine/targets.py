@@ -1,12 +1,15 @@
 """What `eval-fid` is told to score: checkpoints, folders, tars and array files, as picture sets."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain, product
 from pathlib import Path
 
 import torch
 
 from driftrae_cli.data.reading import BadFiles
+from driftrae_cli.data.shapes import CLASS_NAMES
 from driftrae_cli.engine.build import DataConfig
 from driftrae_cli.engine.guidance import NO_GUIDANCE
 from driftrae_cli.engine.latent_data import open_pictures
@@ -40,55 +43,114 @@ _CPU = torch.device("cpu")  # where checkpoints wait until they are scored
 
 
 def open_targets(
-    targets: Sequence[str], protocol: Protocol, rae: str | None, reporter: Reporter, world: World
+    targets: Sequence[str], asked: Protocol, rae: str | None, reporter: Reporter, world: World
 ) -> list[PictureSet]:
     """One set of pictures for each target and way of drawing; none is drawn or read yet.
 
     Collective.
 
     Args:
-        protocol: complete.
+        asked: complete or not.
         rae: autoencoder to use instead of each checkpoint's own.
 
     Raises:
         DriftraeError: a target that is not there or does not fit; the text says what to do.
     """
-    # Several checkpoints often share one autoencoder, which can be larger than they are.
-    autoencoders: dict[str, RAE] = {}
-    roles: set[str] = set()
-
-    def autoencoder(target: str, flow: FlowCheckpoint) -> RAE:
-        reference = rae or own_autoencoder(target, flow)
-        if reference not in autoencoders:
-            autoencoders[reference] = load_partner(target, flow, rae, _CPU, reporter)
-        return autoencoders[reference]
-
-    def open_target(target: str) -> list[PictureSet]:
-        if is_arrays(target):
-            return [from_arrays(array_images(Path(target)), LocalFile(Path(target)).sha256)]
-        if _is_pictures(target):
-            return [_of_files(target, protocol, reporter)]
-        flow = load_flow(target, _CPU, reporter)
-        roles.add(flow.role)
-        partner = autoencoder(target, flow)
-        partner_file = rae or own_autoencoder(target, flow)
-        weights = {
-            "checkpoint": model_file(target).sha256,
-            "autoencoder": model_file(partner_file).sha256,
-        }
-        return list(_drawn(target, flow, partner, weights, protocol, reporter, world.device))
-
+    opener = _Opener(asked, asked.complete(), rae, reporter, world.device)
     sets = [
         pictures
         for target in targets
-        for pictures in world.main_first(partial(open_target, target))
+        for pictures in world.main_first(partial(opener.open, target))
     ]
-    if protocol.guidance.scales and "teacher" not in roles:
+    if asked.guidance.scales and "teacher" not in opener.roles:
         raise ConfigError(
-            f"--guidance {protocol.guidance.scales[0]:g}: is for teachers, and none is scored; "
+            f"--guidance {asked.guidance.scales[0]:g}: is for teachers, and none is scored; "
             "leave it out"
         )
-    return sets
+    return list(chain.from_iterable(opened))
+
+
+@dataclass(frozen=True)
+class _Opener:
+    """Opens targets one by one.
+
+    Attributes:
+        asked: the protocol as it was asked for.
+        protocol: complete.
+        rae: autoencoder to use instead of each checkpoint's own.
+        device: where pictures are drawn.
+        autoencoders: by reference; several checkpoints often share one, which can be larger
+            than they are.
+        roles: of the checkpoints so far.
+    """
+
+    asked: Protocol
+    protocol: Protocol
+    rae: str | None
+    reporter: Reporter
+    device: torch.device
+    autoencoders: dict[str, RAE] = field(default_factory=dict)
+    roles: set[str] = field(default_factory=set)
+
+    def open(self, target: str) -> list[PictureSet]:
+        """Its sets: one of files, and one for each way in which a checkpoint draws."""
+        if is_arrays(target):
+            self._check_reference(target)
+            return [from_arrays(array_images(Path(target)), LocalFile(Path(target)).sha256)]
+        if _is_pictures(target):
+            self._check_reference(target)
+            return [self._of_files(target)]
+        flow = load_flow(target, _CPU, self.reporter)
+        self._check_reference(target, flow.class_names)
+        self.roles.add(flow.role)
+        return list(self._drawn(target, flow))
+
+    def _check_reference(self, target: str, class_names: tuple[str, ...] = ()) -> None:
+        if self.asked.reference is None and class_names != CLASS_NAMES:
+            raise ConfigError(
+                f"{target}: say with --ref what to compare it with; left out, that is shapes, "
+                "for models of shapes"
+            )
+
+    def _of_files(self, target: str) -> PictureSet:
+        protocol = self.protocol
+        assert protocol.resolution is not None, "the protocol is complete"
+        data = DataConfig(source=target, max_bad=protocol.max_bad)
+        source = open_pictures(data, protocol.resolution)
+        return from_files(target, source, BadFiles(protocol.max_bad, self.reporter.message))
+
+    def _drawn(self, target: str, flow: FlowCheckpoint) -> Iterator[PictureSet]:
+        """A student's pictures, or a teacher's with each number of steps and each guidance."""
+        protocol, teacher = self.protocol, flow.role == "teacher"
+        reference = self.rae or own_autoencoder(target, flow)
+        if reference not in self.autoencoders:
+            loaded = load_partner(target, flow, self.rae, _CPU, self.reporter)
+            self.autoencoders[reference] = loaded
+        autoencoder = self.autoencoders[reference]
+        check_latents(flow, autoencoder)
+        weights = {
+            "checkpoint": model_file(target).sha256,
+            "autoencoder": model_file(reference).sha256,
+        }
+        plan = plan_labels(
+            flow.class_names, classes="all", per_class=None, num=protocol.num,
+            labels=protocol.labels, seed=protocol.seed,
+        ).shuffled(protocol.seed)  # fmt: skip
+        options = protocol.guidance if teacher else NO_GUIDANCE
+        wanted = (protocol.steps if teacher else None) or (None,)
+        counts = [check_steps(flow, steps) for steps in wanted]
+        for steps in counts:
+            options.check(flow, steps)
+        guidances = options.open(flow, _CPU, self.reporter)
+        for steps, guidance in product(counts, guidances):
+            make = LatentGenerator(flow, autoencoder.latent_shape, steps, self.device, guidance)
+            networks = [flow.model, autoencoder]
+            if guidance and guidance.guide:
+                networks.append(guidance.guide.flow.model)
+            yield generated(
+                _name(target, make), make, autoencoder, plan, protocol.seed, protocol.rounding,
+                weights, near=partial(brought, self.device, *networks),
+            )  # fmt: skip
 
 
 def _is_pictures(target: str) -> bool:
@@ -97,47 +159,6 @@ def _is_pictures(target: str) -> bool:
     if not path.is_dir():
         return path.suffix in (".tar", ".parquet")
     return not (path / "run.json").exists() and not any(path.glob("*.safetensors"))
-
-
-def _of_files(target: str, protocol: Protocol, reporter: Reporter) -> PictureSet:
-    assert protocol.resolution is not None, "the protocol is complete"
-    data = DataConfig(source=target, max_bad=protocol.max_bad)
-    source = open_pictures(data, protocol.resolution)
-    return from_files(target, source, BadFiles(protocol.max_bad, reporter.message))
-
-
-def _drawn(
-    target: str,
-    flow: FlowCheckpoint,
-    autoencoder: RAE,
-    weights: dict[str, str],
-    protocol: Protocol,
-    reporter: Reporter,
-    device: torch.device,
-) -> Iterator[PictureSet]:
-    """A student's pictures, or a teacher's with each number of steps and each guidance."""
-    check_latents(flow, autoencoder)
-    plan = plan_labels(
-        flow.class_names, classes="all", per_class=None, num=protocol.num,
-        labels=protocol.labels, seed=protocol.seed,
-    ).shuffled(protocol.seed)  # fmt: skip
-    teacher = flow.role == "teacher"
-    options = protocol.guidance if teacher else NO_GUIDANCE
-    wanted = (protocol.steps if teacher else None) or (None,)
-    counts = [check_steps(flow, steps) for steps in wanted]
-    for steps in counts:
-        options.check(flow, steps)
-    guidances = options.open(flow, _CPU, reporter)
-    for steps in counts:
-        for guidance in guidances:
-            make = LatentGenerator(flow, autoencoder.latent_shape, steps, device, guidance)
-            networks = [flow.model, autoencoder]
-            if guidance and guidance.guide:
-                networks.append(guidance.guide.flow.model)
-            yield generated(
-                _name(target, make), make, autoencoder, plan, protocol.seed, protocol.rounding,
-                weights, near=partial(brought, device, *networks),
-            )  # fmt: skip
 
 
 def _name(target: str, make: LatentGenerator) -> str:

@@ -38,7 +38,7 @@ from driftrae_cli.fidelity.references import read_reference
 from driftrae_cli.fidelity.timm_features import SECOND_SPACE, TimmFeatures
 
 CPU = torch.device("cpu")
-DEFAULTS = Protocol(features=("plain",), num=30, resolution=32)
+DEFAULTS = Protocol("shapes", features=("plain",), num=30, resolution=32)
 
 
 @pytest.fixture(autouse=True)
@@ -250,6 +250,27 @@ def counted(seen: list[tuple[str, int]], name: str) -> Extractor:
     return dataclasses.replace(
         plain_extractor(), name=name, distance=f"FD-{name}", sha256=name, extract=extract
     )
+
+
+def test_a_batch_of_which_nothing_can_be_read_is_no_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Networks have nothing to say of no pictures."""
+    seen: list[tuple[str, int]] = []
+    monkeypatch.setattr(extractors, "open_extractor", lambda *_: counted(seen, "plain"))
+    images = render(range(203), seed=1)[0]
+    folder = write_pictures(tmp_path / "p", images)
+    for k in (*range(100), 150):
+        (tmp_path / "p" / f"{k:03d}.png").write_bytes(b"no picture")
+    ref = reference(tmp_path)
+    [found] = score(folder, results=tmp_path / "r", reference=str(ref), max_bad=101).scores
+    assert [count for _, count in seen] == [99, 3] and found.pictures == 102
+    kept = torch.cat([images[100:150], images[151:]])
+    expected = frechet_distance(
+        GaussianStats.of(plain_extracted(kept).features), read_reference(ref).stats
+    )
+    assert found.metrics[0].name == "FD-plain-102"
+    assert found.metrics[0].value == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("known", [False, True])

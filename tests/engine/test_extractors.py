@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from process_tasks import plain_extractor
 from sampling import write_student
 from torch import Tensor
 
@@ -186,9 +187,11 @@ def test_accuracy_counts_every_picture_once_in_any_order() -> None:
     pictures = from_files("shapes", source, BadFiles(0, print))
     [found] = go_through(pictures, [opened(SHAPES_SCORER)], NullReporter(), alone(CPU))
     assert found.right == (judged == torch.arange(250) % 10).sum().item()
-    turned = dataclasses.replace(pictures, labels=(source.labels + 1) % 10)
+    labels = source.labels.clone()
+    labels[100:] = (labels[100:] + torch.arange(150) % 3) % 10  # other ones in every batch
+    turned = dataclasses.replace(pictures, labels=labels)
     [found] = go_through(turned, [opened(SHAPES_SCORER)], NullReporter(), alone(CPU))
-    assert found.right == (judged == (torch.arange(250) + 1) % 10).sum().item()
+    assert found.right == (judged == labels).sum().item() < 200
 
 
 def test_only_pictures_with_classes_have_an_accuracy(tmp_path: Path) -> None:
@@ -279,19 +282,29 @@ def test_other_words_are_no_judges(name: str) -> None:
 
 def test_each_is_opened_once_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[object, ...]] = []
-    monkeypatch.setattr(module, "open_extractor", lambda *given: asked.append(given))
+
+    def judge(name: str, *given: object) -> Extractor:
+        asked.append((name, *given))
+        return dataclasses.replace(plain_extractor(), name=name, distance=f"FD-{name}")
+
+    monkeypatch.setattr(module, "open_extractor", judge)
     reporter, weights = NullReporter(), Path("w.pth")
     found = open_extractors(["b", "a", "b"], weights, reporter, alone(CPU))
-    assert len(found) == 2
+    assert [one.name for one in found] == ["b", "a"]
     assert asked == [("b", CPU, weights, reporter), ("a", CPU, weights, reporter)]
 
 
 def test_one_process_downloads_and_the_others_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     heard = []
     monkeypatch.setattr(World, "main_first", lambda self, task: heard.append("turn") or task())
-    monkeypatch.setattr(module, "open_extractor", lambda *_: heard.append("open"))
+
+    def judge(name: str, *_: object) -> Extractor:
+        heard.append(name)
+        return dataclasses.replace(plain_extractor(), distance=f"FD-{name}")
+
+    monkeypatch.setattr(module, "open_extractor", judge)
     open_extractors(["b", "a"], None, NullReporter(), World(1, 2, CPU))
-    assert heard == ["turn", "open"] * 2
+    assert heard == ["turn", "b", "turn", "a"]
 
 
 def test_damaged_weights_are_named(tmp_path: Path) -> None:
@@ -300,7 +313,7 @@ def test_damaged_weights_are_named(tmp_path: Path) -> None:
         next(rae.encoder.parameters()).fill_(float("nan"))
     save_model(path, rae, "rae", rae.config)
     judge = opened(f"rae:{path}")
-    with pytest.raises(NumericsError, match=r"rae:.*broken\.safetensors: latents are not finite"):
+    with pytest.raises(NumericsError, match=r"rae:.*broken\.safetensors: .* are not finite"):
         judge.extract(render(range(2), seed=5)[0])
 
 
@@ -313,7 +326,7 @@ def test_a_single_bad_latent_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         return latents
 
     monkeypatch.setattr(RAE, "encode", spoiled)
-    with pytest.raises(NumericsError, match="rae:shapes-rae: latents are not finite"):
+    with pytest.raises(NumericsError, match=r"rae:shapes-rae: .* are not finite"):
         opened(SHAPES_RAE).extract(render(range(3), seed=5)[0])
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from inception_scores import inception_score
 from sampling import Heard
 from torch import Tensor
 from web_stand_in import WebStandIn
@@ -40,7 +41,6 @@ from driftrae_cli.errors import (
     WeightsError,
 )
 from driftrae_cli.fidelity.frechet import GaussianStats, frechet_distance
-from driftrae_cli.fidelity.inception_score import inception_score
 from driftrae_cli.fidelity.precision_recall import precision_recall
 from driftrae_cli.fidelity.references import read_npz
 
