@@ -57,11 +57,7 @@ def open_targets(
         DriftraeError: a target that is not there or does not fit; the text says what to do.
     """
     opener = _Opener(asked, asked.complete(), rae, reporter, world.device)
-    sets = [
-        pictures
-        for target in targets
-        for pictures in world.main_first(partial(opener.open, target))
-    ]
+    opened = [world.main_first(partial(opener.open, target)) for target in targets]
     if asked.guidance.scales and "teacher" not in opener.roles:
         raise ConfigError(
             f"--guidance {asked.guidance.scales[0]:g}: is for teachers, and none is scored; "
