@@ -17,12 +17,13 @@ from driftrae_cli.engine.picture_sets import PictureSet
 from driftrae_cli.engine.pictures import save_grid
 from driftrae_cli.engine.reference_pictures import Singles
 from driftrae_cli.engine.runtime import generator
-from driftrae_cli.errors import OutputError
+from driftrae_cli.errors import ConfigError, OutputError
 from driftrae_cli.fidelity.nearest import nearest, spacing
 from driftrae_cli.files import make_folder
 
 _COLUMNS, _SAMPLES = 8, 64
 _SUSPICIOUS = 8  # pictures that are nearest to real ones
+_LONGEST_STEM = 80
 _UNSAFE = re.compile(r"[^\w.-]+")
 
 
@@ -62,6 +63,18 @@ class Album:
             raise OutputError(
                 f"--album {self.folder}: {there[0].name} exists already; choose another folder or "
                 "add --overwrite"
+            )
+
+    def check_enough(self, real: int) -> None:
+        """Check that there are as many real pictures as are to be shown beside each.
+
+        Raises:
+            ConfigError: there are fewer.
+        """
+        if real < self.nearest:
+            raise ConfigError(
+                f"--nearest {self.nearest}: the reference has {real} pictures; ask for fewer, or "
+                "give more real pictures"
             )
 
     def files(self, name: str) -> list[Path]:
@@ -140,4 +153,5 @@ def _positions(found: Singles, which: Tensor) -> list[int]:
 
 
 def _stem(name: str) -> str:
-    return _UNSAFE.sub("-", name).strip("-.")
+    # The end tells sets apart; a file system takes no name above 255 bytes.
+    return _UNSAFE.sub("-", name)[-_LONGEST_STEM:].strip("-.")

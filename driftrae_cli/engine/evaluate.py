@@ -131,7 +131,8 @@ class _Run:
     """What the sets of one evaluation share.
 
     Attributes:
-        references: that were read, by extractor, size and crop: reading hashes a large file.
+        references: that were read, by all that they were checked for: reading hashes a large
+            file.
         singles: features of single real pictures, by extractor and reference.
     """
 
@@ -140,7 +141,7 @@ class _Run:
     album: Album | None
     reporter: Reporter
     world: World
-    references: dict[tuple[str, int, str], OpenReference] = field(default_factory=dict)
+    references: dict[tuple[object, ...], OpenReference] = field(default_factory=dict)
     singles: dict[tuple[str, str | None], Singles] = field(default_factory=dict)
 
     @property
@@ -153,7 +154,9 @@ class _Run:
         assert protocol.reference, "the protocol is complete"
         found = []
         for extractor in self.extractors:
-            key = (extractor.name, pictures.size, pictures.crop)
+            # Who tells classes apart compares them with those of the real pictures.
+            classes = (pictures.class_names, pictures.numbered) if extractor.classes else None
+            key = (extractor.name, pictures.size, pictures.crop, classes)
             if key not in self.references:
                 keep = protocol.precision_recall or self._nearest > 0
                 self.references[key] = open_reference(
@@ -161,8 +164,10 @@ class _Run:
                     self.world, keep=keep,
                 )  # fmt: skip
             found.append(self.references[key])
-        if self._nearest:
-            found[0].check_pictures()
+        for reference in found if protocol.precision_recall else ():
+            reference.check_singles()
+        if self.album and self.album.nearest:
+            self.album.check_enough(found[0].check_pictures().count)
         return found
 
     def score(

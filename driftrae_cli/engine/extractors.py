@@ -6,6 +6,7 @@ Legend: b pictures of a batch, F features, S spatial features, K classes.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from driftrae_cli.data.images import to_unit
 from driftrae_cli.engine.digest import weights_digest
 from driftrae_cli.engine.load import load_rae
-from driftrae_cli.engine.obtain import obtain
+from driftrae_cli.engine.obtain import model_name, obtain
 from driftrae_cli.engine.report import Reporter
 from driftrae_cli.engine.world import World
 from driftrae_cli.errors import ConfigError, NumericsError, WeightsError
@@ -87,12 +88,20 @@ def open_extractors(
     """Extractors by name, each once. Collective: one process downloads.
 
     Raises:
+        ConfigError: two would give numbers of one name.
         ConfigError, HubError, WeightsError: see `open_extractor`.
     """
-    return [
+    opened = [
         world.main_first(partial(open_extractor, name, world.device, inception_weights, reporter))
         for name in dict.fromkeys(names)
     ]
+    for one, other in combinations(opened, 2):
+        if one.distance == other.distance:
+            raise ConfigError(
+                f"--features {one.name} and {other.name}: both distances would be called "
+                f"{one.distance}; give one of them, or name their files otherwise"
+            )
+    return opened
 
 
 def open_extractor(
@@ -151,6 +160,7 @@ def _scorer(name: str, device: torch.device, reporter: Reporter) -> Extractor:
 
     def extract(images: Tensor) -> Extracted:
         found = net(to_unit(images.to(device)))
+        _check_finite(found.features, name)
         return Extracted(found.features, classes=found.logits.argmax(1))
 
     shape = net.config
@@ -165,18 +175,21 @@ def _autoencoder(name: str, device: torch.device, reporter: Reporter) -> Extract
 
     def extract(images: Tensor) -> Extracted:
         features = rae.encode(to_unit(images.to(device))).float().mean((2, 3))
-        if not features.isfinite().all():
-            raise NumericsError(
-                f"{name}: latents are not finite; its weights may be damaged, download or copy "
-                "them again"
-            )
+        _check_finite(features, name)
         return Extracted(features)
 
     sha256 = obtain(reference, reporter).sha256
     return Extractor(name, _named_after(reference), rae.latent_shape[0], sha256, extract)
 
 
+def _check_finite(features: Tensor, name: str) -> None:
+    if not features.isfinite().all():
+        raise NumericsError(
+            f"{name}: features are not finite; its weights may be damaged, download or copy them "
+            "again"
+        )
+
+
 def _named_after(reference: str) -> str:
     """What the distance in the features of a model of ours is called."""
-    last = reference.partition("@")[0].rstrip("/").rpartition("/")[2]
-    return f"FD-{last.removesuffix('.safetensors')}"
+    return f"FD-{model_name(reference)}"

@@ -27,7 +27,7 @@ def overlapped(
 def in_thread(items: Iterable[T], work: Callable[[T], R]) -> Generator[R, None, None]:
     """`work` of each item, in their order, in one thread, while the caller's makes the next.
 
-    At most three items exist: one in work, one that waits for it, and one that is being made.
+    At most two items exist: one in work, and one that is being made or waits for it.
     """
     with ThreadPoolExecutor(1) as pool:
         running: Future[R] | None = None

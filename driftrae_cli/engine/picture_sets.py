@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from driftrae_cli.data.crop import CROP
 from driftrae_cli.data.images import to_unit
 from driftrae_cli.data.reading import BadFiles, read_batches
-from driftrae_cli.data.sources import ImageSource, read_many
+from driftrae_cli.data.sources import ImageSource
 from driftrae_cli.engine.latent_data import decode_workers
 from driftrae_cli.engine.parallel import is_shared_out
 from driftrae_cli.engine.sample import LatentGenerator, finite_pictures, generate_pictures
@@ -57,7 +57,8 @@ class PictureSet:
         crop: how files were cut to `size`; of others `none`.
         identity: by name, what the pictures depend on: equal identities, equal pictures.
         read: gives a batch for each of some `parts()`, in their order.
-        pick: pictures [b, 3, H, W] uint8 on the CPU of any rows that `read` gives.
+        pick: pictures [b, 3, H, W] uint8 on the CPU of any rows; those that cannot be read are
+            left out.
         labels: [N] int64, what the pictures were made for, or show; None where nobody knows.
         class_names: one per class; None where there are no labels.
         numbered: whether the classes are known by number only, so that names say nothing.
@@ -86,9 +87,9 @@ class PictureSet:
 @contextmanager
 def brought(device: torch.device, *models: nn.Module) -> Iterator[None]:
     """Have models on `device` for a while and on the CPU otherwise, so that many can wait."""
-    for model in models:
-        model.to(device)
     try:
+        for model in models:
+            model.to(device)
         yield
     finally:
         for model in models:
@@ -163,10 +164,13 @@ def from_files(name: str, source: ImageSource, bad: BadFiles) -> PictureSet:
         for images, rows in read_batches(source, parts, workers=workers, substitute=False, bad=bad):
             yield Batch(images, rows)
 
+    def pick(rows: Sequence[int]) -> Tensor:
+        [(images, _)] = read_batches(source, [rows], workers=0, substitute=False, bad=bad)
+        return images
+
     classed = len(source.class_names) > 1  # one class is a folder of whatever it may be
     return PictureSet(
-        name, len(source), source.image_size, CROP, {"pictures": source.fingerprint}, read,
-        lambda rows: read_many(source, rows),
+        name, len(source), source.image_size, CROP, {"pictures": source.fingerprint}, read, pick,
         source.labels if classed else None, source.class_names if classed else None,
         source.numbered,
     )  # fmt: skip
@@ -192,7 +196,9 @@ def from_arrays(images: ArrayImages, sha256: str) -> PictureSet:
     def pick(rows: Sequence[int]) -> Tensor:
         found: dict[int, Tensor] = {}
         for number, batch in enumerate(images.batches(BATCH)):
-            found |= {row: batch[row - number * BATCH] for row in rows if row // BATCH == number}
+            here = [row for row in rows if row // BATCH == number]
+            # A view would keep all of its batch in memory.
+            found |= {row: batch[row - number * BATCH].clone() for row in here}
         return torch.stack([found[row] for row in rows])
 
     return PictureSet(str(images.path), len(images), size, "none", {"pictures": sha256}, read, pick)
@@ -207,7 +213,7 @@ def reconstructed(name: str, rae: RAE, real: PictureSet, device: torch.device) -
 
     def read(parts: Sequence[range]) -> Batches:
         for images, rows in real.read(parts):
-            yield Batch(passed(images), rows)
+            yield Batch(passed(images) if rows else images, rows)
 
     return PictureSet(
         name, real.count, real.size, real.crop, {**real.identity, "reconstructed": name}, read,
@@ -217,4 +223,4 @@ def reconstructed(name: str, rae: RAE, real: PictureSet, device: torch.device) -
 
 def is_arrays(target: str) -> bool:
     """Whether it names an `.npz` file."""
-    return Path(target).suffix == ".npz"
+    return Path(target).suffix.lower() == ".npz"

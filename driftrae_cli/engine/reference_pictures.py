@@ -15,7 +15,7 @@ from driftrae_cli.engine.extractors import INCEPTION, Extractor
 from driftrae_cli.engine.feature_statistics import FeatureStatistics, go_through
 from driftrae_cli.engine.latent_data import open_pictures
 from driftrae_cli.engine.obtain import cache_folder
-from driftrae_cli.engine.picture_sets import PictureSet, from_arrays, from_files
+from driftrae_cli.engine.picture_sets import PictureSet, from_arrays, from_files, is_arrays
 from driftrae_cli.engine.report import Reporter
 from driftrae_cli.engine.world import World
 from driftrae_cli.errors import ConfigError, OutputError
@@ -148,6 +148,15 @@ class OpenReference:
         assert found.features is not None, "they were kept"
         return Singles(found.features, found.rows)
 
+    def check_singles(self) -> None:
+        """Check that features of single real pictures can be had.
+
+        Raises:
+            ConfigError: there are statistics only.
+        """
+        if self.statistics.features is None:
+            self.check_pictures()
+
     def check_pictures(self) -> PictureSet:
         """The real pictures.
 
@@ -180,10 +189,10 @@ def open_reference(
             others than those of the pictures, and they matter.
         DataError: it is damaged, or the pictures are.
     """
-    file = Path(given)
+    file = Path(given).expanduser()  # a shell leaves `--ref=~/…` as it is
     if file.suffix == ".safetensors":
         opened = OpenReference(read_reference(file), None)
-    elif file.suffix == ".npz":
+    elif is_arrays(given):
         opened = _published(file, pictures, extractor)
     else:
         opened = _measured(given, pictures, extractor, max_bad, reporter, world, keep)

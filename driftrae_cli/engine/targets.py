@@ -153,7 +153,7 @@ def _is_pictures(target: str) -> bool:
     """Whether files are meant, and not a run or a folder with a model."""
     path = Path(target)
     if not path.is_dir():
-        return path.suffix in (".tar", ".parquet")
+        return path.suffix.lower() in (".tar", ".parquet")
     return not (path / "run.json").exists() and not any(path.glob("*.safetensors"))
 
 

@@ -312,16 +312,19 @@ def test_a_single_real_picture_has_no_neighbours(tmp_path: Path, pages: Pages) -
     images = render(range(4), seed=1)[0]
     pictures = in_memory(images)
     one = Singles(features(images[:1]).float(), torch.tensor([2]))
-    mine = Singles(features(images[1:3]).float(), torch.tensor([1, 2]))
+    mine = Singles(features(images[[1, 3]]).float(), torch.tensor([1, 3]))
     Album(tmp_path, 1).save_nearest(pictures, mine, pictures, one, "plain", CPU, 0)
+    order = (mine.features - one.features).norm(dim=1).argsort()
+    assert torch.equal(pages[0]["generated"], images[[1, 3]][order])
     assert len(pages[0]["notes"]) == 1 and pages[0]["notes"][0].startswith("The 2 of 2 generated")
     assert all(torch.equal(image[0], images[2]) for image in pages[0]["real"])
 
 
 def test_pictures_that_cannot_be_read_leave_the_rows_right(
-    tmp_path: Path, real: tuple[str, Tensor], pages: Pages
+    tmp_path: Path, real: tuple[str, Tensor], pages: Pages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the real ones, and in the set."""
+    monkeypatch.setattr(Album, "save_samples", lambda *_: None)
     folder, images = real
     for k in (0, 1, 30):
         (tmp_path / "real" / f"{k:03d}.png").write_bytes(b"no picture")
@@ -329,11 +332,13 @@ def test_pictures_that_cannot_be_read_leave_the_rows_right(
     mine = render(range(40), seed=2)[0]
     mine[25] = images[44]
     target = write(tmp_path / "mine", mine)
+    (tmp_path / "mine" / "007.png").write_bytes(b"no picture")
+    mine[7] = 255  # which is far from all
     album = Album(tmp_path / "album", nearest=2)
     score(target, album=album, tmp_path=tmp_path, reference=folder, max_bad=3)
     rows, index, distances = expected_page(mine, images[kept], 2)
     [page] = pages
-    assert rows[0] == 25 and torch.equal(page["real"][0, 0], images[44])
+    assert rows[0] == 25 and 7 not in rows and torch.equal(page["real"][0, 0], images[44])
     assert torch.equal(page["generated"], mine[rows])
     assert torch.equal(page["real"], images[kept][index])
     torch.testing.assert_close(page["distances"], distances, rtol=1e-5, atol=1e-6)
@@ -440,3 +445,41 @@ def test_real_pictures_of_published_statistics(
     monkeypatch.setattr(evaluating, "go_through", None)
     with pytest.raises(ConfigError, match=r"without\.npz: has statistics only"):
         score(target, album=Album(tmp_path / "b", 1), reference=str(without), **arguments)
+
+
+def test_a_set_with_bad_pictures_has_a_grid_of_the_others(
+    tmp_path: Path, real: tuple[str, Tensor]
+) -> None:
+    mine = render(range(20), seed=2)[0]
+    target = write(tmp_path / "mine", mine)
+    (tmp_path / "mine" / "003.png").write_bytes(b"no picture")
+    others = mine[[k for k in range(20) if k != 3]]
+    for known in (False, True):
+        album = Album(tmp_path / f"album{known}")
+        found = score(target, album=album, tmp_path=tmp_path, reference=real[0], max_bad=1)
+        assert found.scores[0].known == known and found.scores[0].pictures == 19
+        assert np.array_equal(pixels(album.files(target)[0]), grid(tmp_path, others))
+
+
+def test_fewer_real_pictures_than_are_to_be_shown_are_refused_before_scoring(
+    tmp_path: Path, real: tuple[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = write(tmp_path / "few", real[1][:3])
+    target = write(tmp_path / "mine", real[1][:5])
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluating, "go_through", None)
+        with pytest.raises(ConfigError, match="--nearest 4: the reference has 3 pictures"):
+            score(target, album=Album(tmp_path / "a", 4), tmp_path=tmp_path, reference=few)
+    score(target, album=Album(tmp_path / "a", 3), tmp_path=tmp_path, reference=few)
+
+
+def test_long_names_are_cut_at_their_beginning(tmp_path: Path) -> None:
+    """File systems take 255 bytes."""
+    for letter in ("x", "ß", "象"):
+        names = [f"teacher {letter * 200}/{k}, 4 steps" for k in "ab"]
+        album = Album(tmp_path / letter, nearest=1)
+        album.prepare(names)
+        one, other = (album.files(name) for name in names)
+        assert one[0].name.endswith("a-4-steps-samples.png") and one != other
+        for file in (*one, *other):
+            file.write_text("fits")

@@ -38,7 +38,7 @@ from driftrae_cli.fidelity.references import read_reference
 from driftrae_cli.fidelity.timm_features import SECOND_SPACE, TimmFeatures
 
 CPU = torch.device("cpu")
-DEFAULTS = Protocol("shapes", features=("plain",), num=30, resolution=32)
+DEFAULTS = Protocol(features=("plain",), num=30, resolution=32)
 
 
 @pytest.fixture(autouse=True)
@@ -185,8 +185,11 @@ def test_a_reference_that_was_made_otherwise_is_refused(tmp_path: Path, student:
         score(student, results=tmp_path / "r", reference=str(tmp_path / "adm.npz"))
 
 
-def test_precision_and_recall_need_single_pictures(tmp_path: Path, student: str) -> None:
+def test_precision_and_recall_need_single_pictures(
+    tmp_path: Path, student: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ref = str(reference(tmp_path, keep=False))
+    monkeypatch.setattr(module, "go_through", None)  # which takes hours of 50,000 pictures
     with pytest.raises(ConfigError, match=r"statistics only, .* --keep-features"):
         score(student, results=tmp_path / "r", reference=ref, precision_recall=True)
 
@@ -297,6 +300,26 @@ def test_single_real_pictures_are_measured_once_for_all(
         assert [m.name for m in one.metrics if "(" in m.name] == [
             f"{what} ({name})" for name in "ab" for what in ("precision", "recall")
         ]
+
+
+def test_real_pictures_are_measured_again_by_other_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the same name, as a file that was trained again has."""
+    real = write_pictures(tmp_path / "real", render(range(40), seed=0)[0])
+    mine = write_pictures(tmp_path / "mine", render(range(20), seed=1)[0])
+    found = []
+    for weights, times in (("a", 1.0), ("b", 3.0), ("a", 1.0)):
+
+        def extract(images: torch.Tensor, times: float = times) -> Extracted:
+            return Extracted(plain_extracted(images).features * times)
+
+        judge = dataclasses.replace(plain_extractor(), sha256=weights, extract=extract)
+        monkeypatch.setattr(extractors, "open_extractor", lambda *_, judge=judge: judge)
+        [one] = score(mine, results=tmp_path / "r", reference=real).scores
+        found.append((one.metrics[0].value, one.known))
+    assert found[1][0] == pytest.approx(9 * found[0][0], rel=1e-6)
+    assert found[2] == (found[0][0], True) and not found[1][1]
 
 
 def test_references_are_opened_once_for_alike_sets(

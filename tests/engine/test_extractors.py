@@ -225,6 +225,7 @@ def test_what_it_is_called(count: int, title: str) -> None:
         ("hf://someone/judges@main", "judges"),
         ("runs/scorer/", "scorer"),
         ("./my.net.safetensors", "my.net"),
+        ("runs@home/judge.safetensors", "judge"),
     ],
 )
 def test_it_is_called_after_the_end_of_its_reference(
@@ -397,3 +398,41 @@ def test_classes_that_go_by_number_are_compared_by_number(tmp_path: Path) -> Non
         )
         assert list(found) == ["FD-shapes-scorer-20", "accuracy-shapes-scorer"]
         assert found["accuracy-shapes-scorer"] > 0.8
+
+
+def test_a_damaged_scoring_network_is_named_and_nothing_is_kept(tmp_path: Path) -> None:
+    config = FeatureNetConfig(widths=(8, 16))
+    net, path = FeatureNet(config), tmp_path / "broken.safetensors"
+    with torch.no_grad():
+        next(net.parameters()).fill_(float("nan"))
+    save_model(path, net, "feature-net", config)
+    flat = write_flat(tmp_path / "flat", render(range(20), seed=3)[0])
+    with pytest.raises(NumericsError, match=r"scorer:.*broken\.safetensors: features are not"):
+        score(flat, tmp_path=tmp_path, reference=flat, features=(f"scorer:{path}",))
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_judges_whose_numbers_would_have_one_name_are_refused(tmp_path: Path) -> None:
+    """In the results file and in a run's metrics one would replace the other."""
+    names = []
+    for k in (1, 2):
+        config = FeatureNetConfig(widths=(8, 8 * k))
+        path = tmp_path / str(k) / "judge.safetensors"
+        path.parent.mkdir()
+        save_model(path, FeatureNet(config), "feature-net", config)
+        names.append(f"scorer:{path}")
+    with pytest.raises(ConfigError, match=r"1/judge.* and .*2/judge.*would be called FD-judge;"):
+        open_extractors(names, None, NullReporter(), alone(CPU))
+    assert len(open_extractors([names[0]] * 2, None, NullReporter(), alone(CPU))) == 1
+
+
+def test_classes_of_every_set_are_compared(tmp_path: Path) -> None:
+    """Whichever comes first."""
+    reference = write_classes(tmp_path / "real", by_class(1, seed=4))
+    same = write_classes(tmp_path / "same", by_class(1, seed=3))
+    images = list(by_class(1, seed=3).values())
+    other = write_classes(tmp_path / "other", {f"{k}-x": x for k, x in enumerate(images)})
+    for targets in ((same, other), (other, same)):
+        with pytest.raises(ConfigError, match=r"other and the reference .* class 0 is 0-x for"):
+            score(*targets, tmp_path=tmp_path, reference=reference, features=(SHAPES_SCORER,))
+    assert not (tmp_path / "r.jsonl").exists()

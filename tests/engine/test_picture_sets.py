@@ -154,8 +154,9 @@ def test_a_bad_picture_leaves_the_rows_right(tmp_path: Path) -> None:
     assert list(again) == list(found)
     with pytest.raises(DataError, match="0000"):
         all_of(of_folder(folder, max_bad=0))
+    assert torch.equal(pictures.pick([119, 57, 3]), images[[119, 3]])
     with pytest.raises(DataError, match=r"0057\.png"):
-        pictures.pick([57])
+        of_folder(folder, max_bad=0).pick([57])
 
 
 def test_files_are_cut_and_known_by_their_names_and_size(tmp_path: Path) -> None:
@@ -293,6 +294,20 @@ def test_models_come_and_go() -> None:
         assert {model.places[-1] for model in models} == {"cpu"}
 
 
+def test_models_that_find_no_room_go_back() -> None:
+    class Large(Places):
+        def to(self, device: Any) -> Places:
+            super().to(device)
+            if str(device) != "cpu":
+                raise torch.OutOfMemoryError("no room")
+            return self
+
+    models = [Places(), Large()]
+    with pytest.raises(torch.OutOfMemoryError), brought(torch.device("cuda", 0), *models):
+        raise AssertionError("never here")
+    assert [model.places for model in models] == [["cuda:0", "cpu"]] * 2
+
+
 def test_models_go_back_from_pictures_that_fail(tmp_path: Path) -> None:
     model = Places()
     rae = load_rae("shapes-rae", CPU)
@@ -362,3 +377,28 @@ def test_who_stopped_in_a_batch_catches_up(tmp_path: Path, monkeypatch: pytest.M
 
 def test_array_files_by_their_ending() -> None:
     assert is_arrays("a/b.npz") and not is_arrays("npz") and not is_arrays("a.npz/b")
+
+
+def test_a_batch_of_which_nothing_can_be_read_is_empty(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "p", render(range(103), seed=4)[0])
+    for k in range(100, 103):
+        (folder / f"{k:04d}.png").write_bytes(b"no picture")
+    pictures = of_folder(folder, max_bad=3)
+    for one in (pictures, reconstructed("r", load_rae("shapes-rae", CPU), pictures, CPU)):
+        assert list(all_of(one)) == list(range(100))
+
+
+def test_picked_pictures_of_arrays_do_not_hold_their_batches(tmp_path: Path) -> None:
+    """Of 64 random ones of 50,000 each is in another, and all of them would fill memory."""
+    pictures = of_arrays(tmp_path / "a.npz", render(range(230), seed=4)[0], compressed=False)
+    held: list[int] = []
+    stack = torch.stack
+
+    def noted(images: list[Tensor]) -> Tensor:
+        held.extend(image.untyped_storage().nbytes() for image in images)
+        return stack(images)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "stack", noted)
+        pictures.pick([5, 150, 229])
+    assert held == [3 * 32 * 32] * 3
