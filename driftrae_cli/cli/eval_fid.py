@@ -126,6 +126,8 @@ def eval_fid(
     answers the same question the next time. --nearest shows whether samples
     are copies of real pictures, by distance in the first of --features, whose
     weights are downloaded unless =FILE after a name says where they are.
+    --guidance is by --guide, or without it by the teacher itself without a
+    class, which is of use if it was trained with label dropout.
     --self-test compares this installation with published numbers.
 
     \b
@@ -148,6 +150,8 @@ def eval_fid(
         return
     if not targets:
         raise ConfigError("say what to score: checkpoints or pictures, or --self-test")
+    if overwrite and album is None:
+        raise ConfigError(f"--overwrite: is for pictures in {_ALBUM} DIR; leave it out")
     if nearest and album is None:
         raise ConfigError(f"{_NEAREST} {nearest}: say with {_ALBUM} DIR where the pictures go")
     from driftrae_cli.engine.album import Album

@@ -45,11 +45,12 @@ def ref_stats(
       driftrae ref-stats --data photos/ --features dinov2 --keep-features --out photos.safetensors
     """
     from driftrae_cli.engine.extractors import open_extractor
-    from driftrae_cli.engine.reference_pictures import make_reference
+    from driftrae_cli.engine.reference_pictures import check_output, make_reference
     from driftrae_cli.engine.world import joined
 
     pictures = DataConfig(source=data, per_class=per_class, max_bad=max_bad)
     with reporter() as progress, joined(device) as world:
+        world.on_main(lambda: check_output(out, overwrite))
         extractor = world.main_first(
             lambda: open_extractor(features, world.device, inception_weights, progress)
         )
@@ -59,7 +60,6 @@ def ref_stats(
             extractor,
             out,
             keep=keep_features,
-            overwrite=overwrite,
             reporter=progress,
             world=world,
         )

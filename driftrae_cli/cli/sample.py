@@ -53,7 +53,9 @@ def sample(
     rae: RAERef = None,
     out: Annotated[
         Path,
-        typer.Option(metavar="PNG|DIR|NPZ", help="A grid, a folder of pictures, or arrays."),
+        typer.Option(
+            "--out", "--npz", metavar="PNG|DIR|NPZ", help="A grid, a folder of pictures, or arrays."
+        ),
     ] = Path("samples.png"),
     overwrite: Overwrite = False,
     device: Device = "auto",

@@ -43,6 +43,10 @@ class FolderSource:
     def labels(self) -> Tensor:
         return self.listing.labels
 
+    @property
+    def files(self) -> Sequence[str]:
+        return [self._path(row) for row in range(len(self))]
+
     def __len__(self) -> int:
         return len(self.listing.names)
 

@@ -54,6 +54,10 @@ class ImageSource(Protocol):
         file whose size stays the same.
         """
 
+    @property
+    def files(self) -> Sequence[str]:
+        """Paths of all files that the pictures come from, each once; none if they are drawn."""
+
     def __len__(self) -> int: ...
 
     def name(self, row: int) -> str:
@@ -95,6 +99,7 @@ class ShapesSource:
     class_names: tuple[str, ...] = shapes.CLASS_NAMES
     numbered: bool = False
     image_size: int = shapes.IMAGE_SIZE
+    files: tuple[str, ...] = ()
 
     @property
     def labels(self) -> Tensor:
@@ -143,6 +148,10 @@ class Mirrored:
     def fingerprint(self) -> str:
         return _hash("mirrored", self.source.fingerprint)
 
+    @property
+    def files(self) -> Sequence[str]:
+        return self.source.files
+
     def __len__(self) -> int:
         return 2 * len(self.source)
 
@@ -172,8 +181,8 @@ def open_source(
 
     Args:
         source: `shapes`, a folder of class folders, a folder of pictures (one class), a `.tar`
-            file as of WebDataset, a `.parquet` file as of Hugging Face `datasets`, or a folder of
-            either kind of file.
+            file as of WebDataset or of pictures alone (one class), a `.parquet` file as of
+            Hugging Face `datasets`, or a folder of either kind of file.
         image_size: rows and columns that the pictures are resized and cut to.
         per_class: takes the first so many of each class; None is all, and a class that has
             fewer gives what it has.

@@ -1,5 +1,7 @@
 """Pictures in tar files as WebDataset lays them out: `key.jpg` beside `key.cls`.
 
+Tars of pictures alone, without any `.cls`, are one class, as a flat folder is.
+
 The headers are read once; a picture is then a place in a file. Members of one key may lie
 anywhere in their tar, so that tars made by `tar` itself work too.
 """
@@ -8,6 +10,7 @@ import os
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO
 
 import numpy as np
@@ -35,8 +38,8 @@ class TarSource:
     """Pictures as members of tar files; an `ImageSource`.
 
     Attributes:
-        shards: paths of the tar files.
-        shard: [N], which of them a row is in.
+        files: paths of the tar files.
+        file: [N], which of them a row is in.
         offset: [N], where its bytes begin.
     """
 
@@ -44,8 +47,8 @@ class TarSource:
     class_names: tuple[str, ...]
     fingerprint: str
     listing: Listing
-    shards: tuple[str, ...]
-    shard: np.ndarray
+    files: tuple[str, ...]
+    file: np.ndarray
     offset: np.ndarray
     numbered: bool = True
 
@@ -57,13 +60,13 @@ class TarSource:
         return len(self.listing.names)
 
     def name(self, row: int) -> str:
-        return printable(f"{self.shards[self.shard[row]]}: {self._member(row)}")
+        return printable(f"{self.files[self.file[row]]}: {self._member(row)}")
 
     def read(self, row: int) -> Tensor:
         size = int(self.listing.sizes[row])
         with naming(lambda: self.name(row)):
             # Opened anew each time: processes that share a handle would move it for each other.
-            with open(self.shards[self.shard[row]], "rb") as file:
+            with open(self.files[self.file[row]], "rb") as file:
                 file.seek(self.offset[row])
                 content = file.read(size)
             if len(content) < size:
@@ -91,19 +94,23 @@ class _Shard:
 def open_tars(paths: Sequence[str], image_size: int, per_class: int | None) -> TarSource:
     """List the pictures of tar files, in the order that they have there.
 
+    If none of them has a class number, they are one class, named after the file or folder.
+
     Raises:
-        DataError: a file is damaged or compressed, a picture has no class number or a name
-            with further dots, a class number has no picture, or a class below the largest none.
+        DataError: a file is damaged or compressed, only some pictures have a class number, one
+            has a name with further dots, a class number has no picture, a class below the
+            largest none, or pictures without numbers lie in several folders.
     """
     shards = [_read_headers(path) for path in paths]
+    classed = any(shard.numbers for shard in shards)
     for shard in shards:
-        _check_pairs(shard)
+        _check_pairs(shard) if classed else _check_flat(shard)
     rows = [(i, key) for i, shard in enumerate(shards) for key in shard.pictures]
     where = paths[0] if len(paths) == 1 else os.path.dirname(paths[0])
     if not rows:
         raise DataError(f"{where}: holds no pictures ({', '.join(SUFFIXES)})")
-    labels = torch.tensor([shards[i].numbers[key] for i, key in rows])
-    class_names = numbered_classes(labels, printable(where))
+    labels = torch.tensor([shards[i].numbers.get(key, 0) for i, key in rows])
+    class_names = numbered_classes(labels, printable(where)) if classed else (_name_of(paths),)
     kept = first_of_each(labels, per_class)
     members = [(i, *shards[i].pictures[key]) for i, key in (rows[row] for row in kept.tolist())]
     listing = Listing(
@@ -121,6 +128,13 @@ def open_tars(paths: Sequence[str], image_size: int, per_class: int | None) -> T
         np.array([i for i, *_ in members], dtype=np.int32),
         np.array([offset for _, _, offset, _ in members], dtype=np.int64),
     )
+
+
+def _name_of(paths: Sequence[str]) -> str:
+    """What the one class of tars without class numbers is called."""
+    if len(paths) == 1:
+        return Path(paths[0]).stem
+    return Path(paths[0]).parent.resolve().name
 
 
 def _read_headers(path: str) -> _Shard:
@@ -211,4 +225,15 @@ def _check_pairs(shard: _Shard) -> None:
         raise DataError(
             f"{shard.path}: class numbers (.cls) without a picture: {some(keys)}; pictures are "
             f"{', '.join(SUFFIXES)}; add them, or remove the .cls files"
+        )
+
+
+def _check_flat(shard: _Shard) -> None:
+    """Class folders that were packed as they are would silently become one class."""
+    folders = sorted({key.rpartition("/")[0] or "." for key in shard.pictures})
+    if len(folders) > 1:
+        raise DataError(
+            f"{shard.path}: pictures in several folders ({some(folders)}), none with a class "
+            "number; if the folders are classes, unpack the tar and give the folder it makes; if "
+            "all are of one class, pack them in one folder"
         )

@@ -3,7 +3,7 @@
 import importlib.metadata
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,19 @@ from driftrae_cli.engine.picture_metrics import (
     Metric,
     distribution_metrics,
     precision_recall_metrics,
+    remarks,
     uncertainty_metrics,
 )
 from driftrae_cli.engine.picture_sets import PictureSet
 from driftrae_cli.engine.protocol import Protocol
 from driftrae_cli.engine.reference_pictures import OpenReference, Singles, open_reference
 from driftrae_cli.engine.report import Reporter
-from driftrae_cli.engine.results_file import Record, append, find
+from driftrae_cli.engine.results_file import Record, append, check_writable, find
 from driftrae_cli.engine.sample import check_rounding
 from driftrae_cli.engine.targets import open_targets
 from driftrae_cli.engine.world import World
-from driftrae_cli.errors import ConfigError
+from driftrae_cli.errors import ConfigError, OutputError
+from driftrae_cli.fidelity.references import Reference
 
 _PROTOCOL = 2  # to be raised when the same request gives other numbers
 _VERSIONS = ("torch", "torch-fidelity", "timm", "pillow")
@@ -93,7 +95,11 @@ def evaluate(
     asked, protocol = protocol, protocol.complete()
     assert protocol.reference, "the protocol is complete"
     check_rounding(protocol.rounding)
+    world.on_main(lambda: check_writable(results))
     extractors = open_extractors(protocol.features, protocol.inception_weights, reporter, world)
+    for extractor in extractors:
+        if extractor.remark and world.is_main:
+            reporter.message(extractor.remark)
     # All are opened before any is scored: what is wrong with the last shows at once.
     sets = open_targets(targets, asked, rae, reporter, world)
     for pictures in sets:
@@ -102,7 +108,15 @@ def evaluate(
     if album:
         names = [pictures.name for pictures in sets]
         world.on_main(lambda: album.prepare(names))
-    run = _Run(protocol, extractors, album, reporter, world)
+    about = {
+        "protocol": _plain(asdict(protocol)),
+        "rae": rae,
+        "precision": "float32",
+        "device": world.device.type,
+        "processes": world.size,
+        "versions": _versions(),
+    }
+    run = _Run(protocol, extractors, album, reporter, world, about)
     references = [run.open_references(pictures) for pictures in sets]
     scores = [
         run.score(pictures, own, results, force)
@@ -131,6 +145,7 @@ class _Run:
     """What the sets of one evaluation share.
 
     Attributes:
+        about: what is good to know beside what the numbers depend on.
         references: that were read, by all that they were checked for: reading hashes a large
             file.
         singles: features of single real pictures, by extractor and reference.
@@ -141,6 +156,7 @@ class _Run:
     album: Album | None
     reporter: Reporter
     world: World
+    about: Mapping[str, Any]
     references: dict[tuple[object, ...], OpenReference] = field(default_factory=dict)
     singles: dict[tuple[str, str | None], Singles] = field(default_factory=dict)
 
@@ -178,29 +194,38 @@ class _Run:
         force: bool,
     ) -> PictureScores:
         """Numbers from the results file, or measured now and kept there; pictures for the album."""
+        protocol, world = self.protocol, self.world
         request = self._request(pictures, references)
-        known = self.world.share(None if force or self._nearest else find(results, request))
-        if known:
+        again = force or self._nearest > 0
+        known = world.on_main(lambda: None if again else find(results, request))
+        if known and known.about["skipped"] <= protocol.max_bad:
             self._show(pictures)
             metrics = tuple(Metric(name, value) for name, value in known.result.items())
             return PictureScores(pictures.name, int(known.about["pictures"]), metrics, known=True)
         began = time.perf_counter()
-        protocol = self.protocol
         keep = protocol.precision_recall or protocol.uncertainty or self._nearest > 0
-        found = go_through(pictures, self.extractors, self.reporter, self.world, keep=keep)
-        metrics = tuple(self._metrics(found, references))
+        found = go_through(pictures, self.extractors, self.reporter, world, keep=keep)
+        metrics = self._metrics(found, references)
         about = {
             "name": pictures.name,
             "pictures": found[0].stats.count,
-            "reference": protocol.reference,
+            "skipped": pictures.count - found[0].stats.count,
+            **self.about,
             "seconds": round(time.perf_counter() - began, 1),
-            "processes": self.world.size,
-            "versions": _versions(),
         }
         record = Record(request, {m.name: m.value for m in metrics}, about)
-        self.world.on_main(lambda: append(results, record))
+        world.on_main(lambda: self._keep(record, results))
         self._show(pictures, found[0], references[0])
         return PictureScores(pictures.name, found[0].stats.count, metrics, known=False)
+
+    def _keep(self, record: Record, results: Path) -> None:
+        """In the file; numbers that do not get there must not be lost."""
+        try:
+            append(results, record)
+        except OutputError:
+            numbers = ", ".join(f"{name} {value:.6g}" for name, value in record.result.items())
+            self.reporter.message(f"{record.about['name']}: {numbers}")
+            raise
 
     def _request(self, pictures: PictureSet, references: Sequence[OpenReference]) -> dict[str, Any]:
         """All that the numbers depend on."""
@@ -214,32 +239,49 @@ class _Run:
             "extractors": {e.name: e.sha256 for e in self.extractors},
             "references": {e.name: r.statistics.sha256 for e, r in pairs},
             "precision_recall": self.protocol.precision_recall,
-            "uncertainty": self.protocol.uncertainty,
+            # The seed of a checkpoint's pictures is part of their identity.
+            "uncertainty": self.protocol.seed if self.protocol.uncertainty else None,
         }
 
     def _metrics(
         self, found: Sequence[FeatureStatistics], references: Sequence[OpenReference]
-    ) -> Iterator[Metric]:
-        protocol, device = self.protocol, self.world.device
-        for one, extractor, reference in zip(found, self.extractors, references, strict=True):
-            statistics = reference.statistics
-            self._warn(one.stats.count, extractor)
-            yield from distribution_metrics(one, extractor, statistics)
-            if protocol.uncertainty:
-                yield from uncertainty_metrics(one, extractor, statistics, protocol.seed)
-            if protocol.precision_recall:
-                assert one.features is not None, "they were kept for this"
-                real = self._singles(extractor, reference).features
-                yield from precision_recall_metrics(
-                    one.features.to(device), real.to(device), extractor
-                )
+    ) -> tuple[Metric, ...]:
+        """Collective; the main process computes, with all the cores or the device."""
+        judged = list(zip(found, self.extractors, references, strict=True))
+        singles = [
+            self._singles(extractor, reference) if self.protocol.precision_recall else None
+            for _, extractor, reference in judged
+        ]
 
-    def _warn(self, count: int, extractor: Extractor) -> None:
-        if count <= extractor.features and self.world.is_main:
-            self.reporter.message(
-                f"{extractor.title(count)}: {count} pictures for {extractor.features} features "
-                "have a singular covariance, so the distance says little; take more pictures"
+        def compute() -> tuple[Metric, ...]:
+            return tuple(
+                metric
+                for (one, extractor, reference), real in zip(judged, singles, strict=True)
+                for metric in self._of(one, extractor, reference.statistics, real)
             )
+
+        return self.world.on_main(compute)
+
+    def _of(
+        self,
+        found: FeatureStatistics,
+        extractor: Extractor,
+        reference: Reference,
+        real: Singles | None,
+    ) -> Iterator[Metric]:
+        """What one extractor gives, in the main process."""
+        protocol, device = self.protocol, self.world.device
+        for text in remarks(found, extractor, reference, uncertainty=protocol.uncertainty):
+            self.reporter.message(text)
+        distance, *others = distribution_metrics(found, extractor, reference)
+        yield distance
+        if protocol.uncertainty:
+            yield from uncertainty_metrics(found, extractor, reference, protocol.seed)
+        yield from others
+        if real:
+            assert found.features is not None, "they were kept for this"
+            features, theirs = found.features.to(device), real.features.to(device)
+            yield from precision_recall_metrics(features, theirs, extractor)
 
     def _singles(self, extractor: Extractor, reference: OpenReference) -> Singles:
         """Collective."""
@@ -269,6 +311,13 @@ class _Run:
         self.world.on_main(
             lambda: album.save_nearest(pictures, mine, real, singles, extractor.name, device, seed)
         )
+
+
+def _plain(value: Any) -> Any:
+    """As JSON can hold it."""
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    return str(value) if isinstance(value, Path) else value
 
 
 def _versions() -> Mapping[str, str]:

@@ -19,7 +19,12 @@ from driftrae_cli.engine.obtain import model_name, obtain
 from driftrae_cli.engine.report import Reporter
 from driftrae_cli.engine.world import World
 from driftrae_cli.errors import ConfigError, NumericsError, WeightsError
-from driftrae_cli.fidelity.inception import POOL_FEATURES, Inception, inception_file
+from driftrae_cli.fidelity.inception import (
+    POOL_FEATURES,
+    PUBLISHED_SHA256,
+    Inception,
+    inception_file,
+)
 from driftrae_cli.fidelity.timm_features import DINOV2, SECOND_SPACE, TIMM, TimmFeatures
 from driftrae_cli.hub import LocalFile
 from driftrae_cli.models.feature_net import FeatureNet
@@ -60,6 +65,7 @@ class Extractor:
         extract: of pictures [b, 3, H, W] uint8.
         classes: K of the classes that it tells apart, counted as the data's; None if it tells
             none apart, or others.
+        remark: what a reader of its numbers has to know; None if nothing.
     """
 
     name: str
@@ -68,6 +74,7 @@ class Extractor:
     sha256: str
     extract: Callable[[Tensor], Extracted]
     classes: int | None = None
+    remark: str | None = None
 
     @property
     def accuracy(self) -> str:
@@ -99,7 +106,7 @@ def open_extractors(
         if one.distance == other.distance:
             raise ConfigError(
                 f"--features {one.name} and {other.name}: both distances would be called "
-                f"{one.distance}; give one of them, or name their files otherwise"
+                f"{one.distance}; score by one after the other"
             )
     return opened
 
@@ -147,11 +154,19 @@ def _inception(file: Path, device: torch.device) -> Extractor:
         found = net(images)
         return Extracted(found.pool, found.spatial, found.logits)
 
-    return Extractor(INCEPTION, "FID", POOL_FEATURES, LocalFile(file).sha256, extract)
+    sha256 = LocalFile(file).sha256
+    remark = None
+    if not sha256.startswith(PUBLISHED_SHA256):
+        remark = (
+            f"{file}: not the published weights of Inception (their SHA-256 begins with "
+            f"{PUBLISHED_SHA256}, this one's with {sha256[: len(PUBLISHED_SHA256)]}), so FID and "
+            "the like compare with no published numbers"
+        )
+    return Extractor(INCEPTION, "FID", POOL_FEATURES, sha256, extract, remark=remark)
 
 
 def _scorer(name: str, device: torch.device, reporter: Reporter) -> Extractor:
-    reference = name.removeprefix(SCORER)
+    reference = _reference_in(name, SCORER)
     file = obtain(reference, reporter)
     loaded = load_model(file.path)
     if not isinstance(loaded.model, FeatureNet):
@@ -170,7 +185,7 @@ def _scorer(name: str, device: torch.device, reporter: Reporter) -> Extractor:
 
 
 def _autoencoder(name: str, device: torch.device, reporter: Reporter) -> Extractor:
-    reference = name.removeprefix(RAE)
+    reference = _reference_in(name, RAE)
     rae = load_rae(reference, device, reporter)
 
     def extract(images: Tensor) -> Extracted:
@@ -180,6 +195,13 @@ def _autoencoder(name: str, device: torch.device, reporter: Reporter) -> Extract
 
     sha256 = obtain(reference, reporter).sha256
     return Extractor(name, _named_after(reference), rae.latent_shape[0], sha256, extract)
+
+
+def _reference_in(name: str, kind: str) -> str:
+    reference = name.removeprefix(kind)
+    if not reference:
+        raise ConfigError(f"--features {kind}: say which; a file, known name or hf:// reference")
+    return reference
 
 
 def _check_finite(features: Tensor, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from typing import TypeVar
 
 import torch
@@ -47,10 +48,16 @@ def _with_events(items: Iterable[T], device: torch.device) -> Iterator[tuple[T, 
         yield item, ready
 
 
+@lru_cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all: memory that has been used on a stream is kept for that stream."""
+    return torch.cuda.Stream(device)
+
+
 def _in_own_stream(
     work: Callable[[T], R], device: torch.device
 ) -> Callable[[tuple[T, torch.cuda.Event]], R]:
-    stream = torch.cuda.Stream(device)
+    stream = _side_stream(device)
 
     def run(marked: tuple[T, torch.cuda.Event]) -> R:
         item, ready = marked

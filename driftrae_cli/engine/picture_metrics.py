@@ -23,6 +23,34 @@ class Metric:
     value: float
 
 
+_FIRST = 10  # the line of `frechet_infinity` begins at this part of the pictures
+
+
+def remarks(
+    found: FeatureStatistics, extractor: Extractor, reference: Reference, *, uncertainty: bool
+) -> Iterator[str]:
+    """What a reader of the numbers has to know and their names do not say.
+
+    Args:
+        uncertainty: whether the limit of many pictures is among them.
+    """
+    count, F = found.stats.count, extractor.features
+    title = extractor.title(count)
+    for whose, number in (("", count), (" real", reference.count)):
+        if number is not None and number <= F:
+            yield (
+                f"{title}: {number}{whose} pictures for {F} features have a singular covariance, "
+                "so the distance says little; take more pictures"
+            )
+    if uncertainty and F < count <= _FIRST * F:
+        yield (
+            f"{extractor.distance}∞: its line begins at {count // _FIRST} pictures, too few for "
+            f"{F} features; take more than {_FIRST * F}"
+        )
+    if found.spatial and not reference.spatial:
+        yield f"s{title} is left out: the reference has no spatial statistics (mu_s, sigma_s)"
+
+
 def distribution_metrics(
     found: FeatureStatistics, extractor: Extractor, reference: Reference
 ) -> Iterator[Metric]:

@@ -17,6 +17,7 @@ from driftrae_cli.engine.latent_data import open_pictures
 from driftrae_cli.engine.obtain import cache_folder
 from driftrae_cli.engine.picture_sets import PictureSet, from_arrays, from_files, is_arrays
 from driftrae_cli.engine.report import Reporter
+from driftrae_cli.engine.results_file import check_writable
 from driftrae_cli.engine.world import World
 from driftrae_cli.errors import ConfigError, OutputError
 from driftrae_cli.fidelity.references import (
@@ -52,11 +53,25 @@ class RefStatsResult:
     sha256: str
 
 
+def check_output(out: Path, overwrite: bool) -> None:
+    """Before anything is loaded or measured.
+
+    Raises:
+        OutputError: `out` is no name for such a file, it exists and `overwrite` is off, or it
+            cannot be written.
+    """
+    if out.suffix != ".safetensors":
+        raise OutputError(f"--out {out}: give a .safetensors file")
+    if out.exists() and not overwrite:
+        raise OutputError(f"--out {out}: exists already; choose another or add --overwrite")
+    check_writable(out)
+
+
 def make_reference(
     data: DataConfig, size: int, extractor: Extractor, out: Path, *, keep: bool,
-    overwrite: bool, reporter: Reporter, world: World,
+    reporter: Reporter, world: World,
 ) -> RefStatsResult:  # fmt: skip
-    """Measure real pictures and write their statistics. Collective.
+    """Measure real pictures and write their statistics. Collective; see `check_output` first.
 
     Args:
         size: rows and columns they are cut to.
@@ -64,12 +79,8 @@ def make_reference(
 
     Raises:
         DataError: pictures are missing or unreadable.
-        OutputError: `out` exists and `overwrite` is off, or it cannot be written.
+        OutputError: `out` cannot be written.
     """
-    if out.suffix != ".safetensors":
-        raise OutputError(f"--out {out}: give a .safetensors file")
-    if out.exists() and not overwrite:
-        raise OutputError(f"--out {out}: exists already; choose another or add --overwrite")
     pictures = _pictures(data, size, reporter)
     [found] = go_through(pictures, [extractor], reporter, world, keep=keep)
     reference = _reference(found, pictures, extractor, data.source)
@@ -236,7 +247,9 @@ def _measured(
     }
     file = cache_folder() / "references" / f"{digest_of(made_of)[:32]}.safetensors"
     if world.share(file.exists()):
-        return OpenReference(read_reference(file), pictures)
+        known = read_reference(file)
+        if pictures.count - (known.count or 0) <= max_bad:  # of which not all may be readable
+            return OpenReference(known, pictures)
     [found] = go_through(pictures, [extractor], reporter, world, keep=keep)
     # Features of ImageNet's training set would fill 10 GB: they stay out of the file.
     reference = replace(_reference(found, pictures, extractor, given), features=None)

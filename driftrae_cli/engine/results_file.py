@@ -1,6 +1,7 @@
 """`results.jsonl`: every number that `eval-fid` has found, with all it takes to find it again."""
 
 import json
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,22 @@ def find(file: Path, request: Mapping[str, Any]) -> Record | None:
     wanted = digest_of(request)
     found = [record for record in _records(file) if record.key == wanted]
     return found[-1] if found else None
+
+
+def check_writable(file: Path) -> None:
+    """Before hours of scoring, check that lines can be added.
+
+    Raises:
+        OutputError: they cannot.
+    """
+    make_folder(file.parent)
+    try:
+        if file.exists():
+            file.open("a").close()
+        else:
+            tempfile.TemporaryFile(dir=file.parent).close()
+    except OSError as error:
+        raise OutputError(f"{file}: cannot be written ({error.strerror})") from error
 
 
 def append(file: Path, record: Record) -> None:

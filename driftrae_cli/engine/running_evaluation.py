@@ -1,9 +1,12 @@
 """Scores of the averaged student while it trains, as `eval-fid` gives them afterwards."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+
+import torch
 
 from driftrae_cli.data.latent_cache import is_cache
 from driftrae_cli.engine.build import DistillConfig
@@ -12,6 +15,7 @@ from driftrae_cli.engine.extractors import Extractor, open_extractors
 from driftrae_cli.engine.feature_statistics import go_through
 from driftrae_cli.engine.load import FlowCheckpoint
 from driftrae_cli.engine.metrics_log import EVAL
+from driftrae_cli.engine.parallel import shares_changed
 from driftrae_cli.engine.picture_metrics import distribution_metrics
 from driftrae_cli.engine.picture_sets import PictureSet, generated
 from driftrae_cli.engine.reference_pictures import open_reference
@@ -23,6 +27,7 @@ from driftrae_cli.errors import ConfigError
 from driftrae_cli.fidelity.references import Reference
 from driftrae_cli.models.ditdh import DiTDH
 from driftrae_cli.models.rae import RAE
+from driftrae_cli.models.weights import trained_names
 
 SEED = 0  # of the samples, and of `eval-fid` by default
 
@@ -39,6 +44,7 @@ class RunningEvaluation:
         plan: which pictures are drawn.
         world: the processes that share the work.
         protocol: what the scores depend on beside the student; others do not compare.
+        half: whether the student's file holds float16.
     """
 
     extractors: Sequence[Extractor]
@@ -48,6 +54,7 @@ class RunningEvaluation:
     plan: LabelPlan
     world: World
     protocol: str
+    half: bool
 
     @staticmethod
     def prepare(
@@ -75,7 +82,16 @@ class RunningEvaluation:
         )
         extractors = open_extractors(wanted.features, None, reporter, world)
         protocol = f"{len(plan.labels)} against {source} by {', '.join(wanted.features)}"
-        ready = RunningEvaluation(extractors, (), flow, rae, plan.shuffled(SEED), world, protocol)
+        ready = RunningEvaluation(
+            extractors,
+            (),
+            flow,
+            rae,
+            plan.shuffled(SEED),
+            world,
+            protocol,
+            config.storage == "float16",
+        )
         pictures = ready._pictures(config.teacher, flow.model)
         if config.data.class_map and not wanted.reference:  # it says which is which
             pictures = replace(pictures, numbered=True)
@@ -95,7 +111,8 @@ class RunningEvaluation:
             NumericsError: a picture is not finite.
         """
         pictures = self._pictures(f"step {step}", model)
-        found = go_through(pictures, self.extractors, NullReporter(), self.world)
+        with _as_stored(model) if self.half else nullcontext():
+            found = go_through(pictures, self.extractors, NullReporter(), self.world)
         return {
             f"{EVAL}{metric.name}": metric.value
             for one in zip(found, self.extractors, self.references, strict=True)
@@ -107,3 +124,22 @@ class RunningEvaluation:
         make = LatentGenerator(shown, self.rae.latent_shape, 1, self.world.device)
         near = partial(decoder_near, self.rae, self.world.device)
         return generated(name, make, self.rae, self.plan, SEED, ROUND, {}, near)
+
+
+@contextmanager
+def _as_stored(model: DiTDH) -> Iterator[None]:
+    """With weights rounded to float16 for a while, as `eval-fid` will find them in the file."""
+    parameters = dict(model.named_parameters())
+    rounded = [parameters[name] for name in trained_names(DiTDH, model.config)]
+    before = [parameter.detach().clone() for parameter in rounded]
+    with torch.no_grad():
+        for parameter in rounded:
+            parameter.copy_(parameter.half())
+    shares_changed(model)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(rounded, before, strict=True):
+                parameter.copy_(value)
+        shares_changed(model)

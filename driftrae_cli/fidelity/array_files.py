@@ -18,6 +18,7 @@ from torch import Tensor
 from driftrae_cli.errors import DataError
 
 IMAGES = "arr_0"  # where the ADM evaluator has pictures
+LABELS = "arr_1"  # where its samples have their classes, and other files anything
 
 _MEMBER = ".npy"
 _DAMAGED = (
@@ -118,6 +119,27 @@ def array_images(path: Path) -> ArrayImages:
         if header.name == IMAGES:
             return images_in(path, header)
     raise DataError(f"{path}: has no pictures ({IMAGES}), but {listed(headers)}")
+
+
+def read_labels(images: ArrayImages) -> Tensor | None:
+    """The classes [N] int64 of pictures, in `arr_1`; None where that is absent or no classes.
+
+    Raises:
+        DataError: the file is damaged or cut short.
+    """
+    found = {header.name: header for header in array_headers(images.path)}
+    header = found.get(LABELS)
+    if header is None or header.dtype.kind not in "iu" or header.shape != (len(images),):
+        return None
+    with _member(images.path, LABELS) as file:
+        _read_header(file)
+        size = len(images) * header.dtype.itemsize
+        content = file.read(size)  # unlike numpy, takes no memory for what a header promises
+        if len(content) < size:
+            raise EOFError("it ends too early")
+    # Above 63 bits, which no class number has, they become negative.
+    labels = torch.from_numpy(np.frombuffer(content, header.dtype).astype(np.int64))
+    return None if (labels < 0).any() else labels
 
 
 def read_numbers(path: Path, header: ArrayHeader) -> Tensor:

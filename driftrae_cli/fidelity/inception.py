@@ -21,6 +21,7 @@ from driftrae_cli.errors import NumericsError, WeightsError
 POOL_FEATURES = 2048
 SPATIAL_FEATURES = 17 * 17 * 7
 _SPATIAL_CHANNELS = 7
+PUBLISHED_SHA256 = "6726825d"  # beginning, of the file that torch-fidelity downloads
 _SHOWN = 3  # names of each kind in a message
 _TOGETHER = 8  # pictures on a CPU: what layers hand on stays in its cache
 

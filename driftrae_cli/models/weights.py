@@ -257,12 +257,12 @@ def save_model(
     """
     state = dict(model.state_dict())
     if half:
-        state |= {name: _as_half(name, state[name]) for name in _trained(type(model), config)}
+        state |= {name: _as_half(name, state[name]) for name in trained_names(type(model), config)}
     header = {"format": FORMAT, "kind": kind, "config": json.dumps(dataclasses.asdict(config))}
     write_tensors(path, state, {**(extra_metadata or {}), **header})
 
 
-def _trained(network: Callable[..., nn.Module], config: "DataclassInstance") -> list[str]:
+def trained_names(network: Callable[..., nn.Module], config: "DataclassInstance") -> list[str]:
     """Parameters that training changes, as a new network says; a loaded one may be frozen."""
     with torch.device("meta"):
         parameters = network(config).named_parameters()

@@ -438,3 +438,9 @@ def test_interruption(engine, arguments, module, function, message):
 )
 def test_impossible_numbers_are_usage_errors(arguments):
     assert driftrae(*arguments).exit_code == 2
+
+
+def test_arrays_may_be_asked_for_by_their_ending(engine):
+    calls = engine("sample", "sample")
+    assert driftrae("sample", "x", "--num", "9", "--npz", "o.npz").exit_code == 0
+    assert calls[0][1]["out"] == Path("o.npz")

@@ -377,7 +377,7 @@ def test_statistics_only_are_refused_before_anything_is_scored(
     for keep, name in itertools.product((False, True), ("a", "b")):
         ref = tmp_path / f"{keep}{name}.safetensors"
         make_reference(
-            DataConfig(source=real[0]), 32, plain_extractor(), ref, keep=keep, overwrite=False,
+            DataConfig(source=real[0]), 32, plain_extractor(), ref, keep=keep,
             reporter=NullReporter(), world=alone(CPU),
         )  # fmt: skip
         album = Album(tmp_path / f"{keep}{name}", nearest=1)
@@ -388,7 +388,7 @@ def test_statistics_only_are_refused_before_anything_is_scored(
 def test_without_nearest_statistics_are_enough(tmp_path: Path, real: tuple[str, Tensor]) -> None:
     ref = tmp_path / "ref.safetensors"
     make_reference(
-        DataConfig(source=real[0]), 32, plain_extractor(), ref, keep=False, overwrite=False,
+        DataConfig(source=real[0]), 32, plain_extractor(), ref, keep=False,
         reporter=NullReporter(), world=alone(CPU),
     )  # fmt: skip
     target = write(tmp_path / "mine", real[1][:5])

@@ -23,7 +23,7 @@ from driftrae_cli.engine.extractors import Extracted, Extractor, open_extractor
 from driftrae_cli.engine.metrics_log import is_distance
 from driftrae_cli.engine.picture_sets import PictureSet
 from driftrae_cli.engine.protocol import Protocol
-from driftrae_cli.engine.reference_pictures import make_reference
+from driftrae_cli.engine.reference_pictures import check_output, make_reference
 from driftrae_cli.engine.report import NullReporter
 from driftrae_cli.engine.world import alone
 from driftrae_cli.errors import ConfigError, DataError, OutputError
@@ -34,7 +34,7 @@ from driftrae_cli.fidelity.frechet import (
     frechet_infinity,
 )
 from driftrae_cli.fidelity.precision_recall import precision_recall
-from driftrae_cli.fidelity.references import read_reference
+from driftrae_cli.fidelity.references import read_reference, write_reference
 from driftrae_cli.fidelity.timm_features import SECOND_SPACE, TimmFeatures
 
 CPU = torch.device("cpu")
@@ -64,7 +64,7 @@ def reference(folder: Path, keep: bool = True, **data: Any) -> Path:
     out = folder / "ref.safetensors"
     config = DataConfig(**{"source": "shapes", "per_class": 6, **data})
     make_reference(
-        config, 32, plain_extractor(), out, keep=keep, overwrite=False, reporter=NullReporter(),
+        config, 32, plain_extractor(), out, keep=keep, reporter=NullReporter(),
         world=alone(CPU),
     )  # fmt: skip
     return out
@@ -216,8 +216,16 @@ def test_what_is_wrong_shows_before_anything_is_scored(tmp_path: Path, student: 
     with pytest.raises(ConfigError, match="--rounding up: give round or floor"):
         score(student, results=tmp_path / "r", reference=ref, rounding="up")
     assert not (tmp_path / "r").exists()
-    with pytest.raises(OutputError, match="exists already"):
-        reference(tmp_path)
+    for name, overwrite, text in (
+        ("ref.safetensors", False, "exists already; choose another or add --overwrite"),
+        ("ref.npz", True, r"give a \.safetensors file"),
+        ("student.safetensors/ref.safetensors", False, "cannot be made"),
+    ):
+        with pytest.raises(OutputError, match=text):
+            check_output(tmp_path / name, overwrite)
+    check_output(tmp_path / "ref.safetensors", overwrite=True)
+    check_output(tmp_path / "new" / "ref.safetensors", overwrite=False)
+    assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_an_unknown_extractor_is_refused() -> None:
@@ -378,9 +386,94 @@ def test_what_the_numbers_depend_on_is_on_record(tmp_path: Path, student: str) -
     assert (request["count"], request["resolution"], request["crop"]) == (12, 32, "adm-centre")
     assert request["extractors"] == {"plain": "plain"}
     assert (about["name"], about["pictures"], about["processes"]) == (folder, 12, 1)
+    assert (about["skipped"], about["precision"], about["device"]) == (0, "float32", "cpu")
+    asked_for = about["protocol"]
+    assert asked_for["reference"] == ref and asked_for["labels"] == "balanced"
+    assert asked_for["guidance"] == {"scales": [], "guide": None, "interval": None}
     again = score(folder, student, results=results, reference=ref)
     assert [one.known for one in again.scores] == [True, True]
     assert again.scores[0].pictures == 12 and again.album is None
+
+
+def test_the_seed_of_an_error_bar_counts_for_files_too(tmp_path: Path) -> None:
+    ref, results = str(reference(tmp_path)), tmp_path / "r.jsonl"
+    folder = write_pictures(tmp_path / "p", render(range(40), seed=1)[0])
+    given = {"results": results, "reference": ref}
+    one, other = (score(folder, seed=seed, uncertainty=True, **given).scores[0] for seed in (0, 1))
+    assert not other.known and one.metrics[1] != other.metrics[1]
+    assert score(folder, seed=1, uncertainty=True, **given).scores[0].known
+    first, again = (score(folder, seed=seed, **given).scores[0] for seed in (0, 1))
+    assert again.known and first.metrics == again.metrics
+
+
+def test_more_unreadable_pictures_than_allowed_are_not_answered_from_before(
+    tmp_path: Path, student: str
+) -> None:
+    """Neither from the results nor from what is known of a reference."""
+    folder = write_pictures(tmp_path / "p", render(range(40), seed=1)[0])
+    (tmp_path / "p" / "003.png").write_bytes(b"text")
+    ref, results = str(reference(tmp_path)), tmp_path / "r.jsonl"
+    assert score(folder, results=results, reference=ref, max_bad=1).scores[0].pictures == 39
+    assert score(folder, results=results, reference=ref, max_bad=2).scores[0].known
+    with pytest.raises(DataError, match=r"003\.png"):
+        score(folder, results=results, reference=ref)
+    score(student, results=tmp_path / "other", reference=folder, max_bad=1)
+    with pytest.raises(DataError, match=r"003\.png"):
+        score(student, results=tmp_path / "other", reference=folder)
+
+
+def test_results_that_cannot_be_kept_are_told_of_before_or_shown(
+    tmp_path: Path, student: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref, heard = str(reference(tmp_path)), Heard()
+    with pytest.raises(OutputError, match="cannot be written"):
+        score(student, results=tmp_path, reference=ref, reporter=heard)
+    assert heard.texts == []
+
+    def full(*_: object) -> None:
+        raise OutputError("no room")
+
+    monkeypatch.setattr(module, "append", full)
+    with pytest.raises(OutputError, match="no room"):
+        score(student, results=tmp_path / "r", reference=ref, reporter=heard)
+    [shown] = [text for text in heard.texts if "FD-plain-30" in text and "IS" in text]
+    assert shown.startswith(f"student {student}: FD-plain-30 ")
+
+
+def test_what_the_names_of_numbers_do_not_say_is_told(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "p", render(range(24), seed=1)[0])
+    few = write_pictures(tmp_path / "few", render(range(9), seed=2)[0])
+    heard = Heard()
+    score(folder, results=tmp_path / "r", reference=few, uncertainty=True, reporter=heard)
+    told = [text for text in heard.texts if "FD-plain" in text]
+    assert told == [
+        "FD-plain-24: 9 real pictures for 12 features have a singular covariance, so the distance "
+        "says little; take more pictures",
+        "FD-plain∞: its line begins at 2 pictures, too few for 12 features; take more than 120",
+    ]
+    statistics = dataclasses.replace(read_reference(reference(tmp_path)), spatial=None)
+    write_reference(tmp_path / "plain.safetensors", statistics)
+    heard = Heard()
+    score(
+        folder,
+        results=tmp_path / "r",
+        reference=str(tmp_path / "plain.safetensors"),
+        reporter=heard,
+    )
+    assert [text for text in heard.texts if "FD-plain" in text] == [
+        "sFD-plain-24 is left out: the reference has no spatial statistics (mu_s, sigma_s)"
+    ]
+
+
+def test_other_weights_of_inception_are_remarked(
+    tmp_path: Path, student: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remarked = dataclasses.replace(plain_extractor(), remark="not the published weights")
+    monkeypatch.setattr(extractors, "open_extractor", lambda *_: remarked)
+    heard = Heard()
+    targets = (student, write_pictures(tmp_path / "p", render(range(24), seed=1)[0]))
+    score(*targets, results=tmp_path / "r", reference=str(reference(tmp_path)), reporter=heard)
+    assert heard.texts.count("not the published weights") == 1
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from driftrae_cli.data.shapes import render
 from driftrae_cli.engine.build import DistillConfig
 from driftrae_cli.engine.evaluate import evaluate
 from driftrae_cli.engine.extractors import SHAPES_SCORER, open_extractors
-from driftrae_cli.engine.load import FlowCheckpoint, load_flow, load_rae
+from driftrae_cli.engine.load import FlowCheckpoint, flow_metadata, load_flow, load_rae
 from driftrae_cli.engine.protocol import Protocol
 from driftrae_cli.engine.reference_pictures import REFERENCE_SEED
 from driftrae_cli.engine.report import NullReporter
@@ -57,6 +57,27 @@ def test_it_is_the_numbers_that_eval_fid_gives(ready: RunningEvaluation, tmp_pat
     assert list(during) == [f"eval/{metric.name}" for metric in score.metrics]
     assert list(during.values()) == [metric.value for metric in score.metrics]
     assert 0.9 < during["eval/accuracy-shapes-scorer"] <= 1
+
+
+@pytest.mark.parametrize("storage", ["float16", "float32"])
+def test_it_scores_the_weights_as_they_are_stored(storage: str, tmp_path: Path) -> None:
+    """The file of a student may hold float16, and its scores are those that `eval-fid` finds."""
+    ready = _prepare(_config("eval.num=20", f"storage={storage}"))
+    flow, student = load_flow("shapes-student", CPU), tmp_path / "student.safetensors"
+    model = flow.model
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data.mul_(1 + 3e-4 * torch.randn_like(parameter))
+    before = [parameter.clone() for parameter in model.parameters()]
+    during = ready(5, model)
+    assert all(map(torch.equal, before, model.parameters())), "the training goes on with these"
+    metadata = flow_metadata("student", "shapes-rae", flow.shift, flow.class_names)
+    save_model(student, model, "ditdh", model.config, metadata, half=storage == "float16")
+    [found] = evaluate(
+        [str(student)], Protocol(num=20), rae=None, results=tmp_path / "r", force=False,
+        reporter=NullReporter(), world=alone(CPU),
+    ).scores  # fmt: skip
+    assert list(during.values()) == [metric.value for metric in found.metrics]
 
 
 def test_its_protocol_is_what_a_resumed_run_may_change(ready: RunningEvaluation) -> None:
@@ -164,7 +185,8 @@ def test_every_process_asks_the_network_equally_often(
     """A network whose weights are shared out waits for all of them each time."""
     monkeypatch.setattr("driftrae_cli.engine.picture_sets.is_shared_out", lambda model: True)
     models: list[Any] = [Counting(ready.flow.model) for _ in range(size)]
-    Meeting(size).run(lambda world: replace(ready, world=world)(5, models[world.rank]))
+    here = replace(ready, half=False)  # the counter is no network that is stored
+    Meeting(size).run(lambda world: replace(here, world=world)(5, models[world.rank]))
     assert [model.calls for model in models] == [-(-4 // size)] * size
 
 
