@@ -78,12 +78,13 @@ class _State:
         key, size, settled = hashlib.sha256(), 0, True
         latest = time.time_ns() - _SETTLED
         for file in files:
+            key.update(os.fsencode(os.path.abspath(file)))
             try:
                 found = os.stat(file)
             except OSError:
+                key.update(b"\0\0")
                 settled = False
                 continue
-            key.update(os.fsencode(os.path.abspath(file)))
             key.update(f"\0{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}\0".encode())
             size += found.st_size
             settled = settled and found.st_ctime_ns < latest

@@ -31,7 +31,7 @@ from driftrae_cli.engine.world import World
 from driftrae_cli.errors import ConfigError, OutputError
 from driftrae_cli.fidelity.references import Reference
 
-_PROTOCOL = 2  # to be raised when the same request gives other numbers
+_PROTOCOL = 3  # to be raised when the same request gives other numbers
 _VERSIONS = ("torch", "torch-fidelity", "timm", "pillow")
 
 
@@ -195,7 +195,8 @@ class _Run:
     ) -> PictureScores:
         """Numbers from the results file, or measured now and kept there; pictures for the album."""
         protocol, world = self.protocol, self.world
-        request = self._request(pictures, references)
+        # One process hashes the files.
+        request = world.on_main(lambda: self._request(pictures, references))
         again = force or self._nearest > 0
         known = world.on_main(lambda: None if again else find(results, request))
         if known and known.about["skipped"] <= protocol.max_bad:

@@ -25,12 +25,12 @@ from driftrae_cli.fidelity.inception import (
     Inception,
     inception_file,
 )
-from driftrae_cli.fidelity.timm_features import DINOV2, SECOND_SPACE, TIMM, TimmFeatures
+from driftrae_cli.fidelity.timm_features import CLIP, DINOV2, SECOND_SPACE, TIMM, TimmFeatures
 from driftrae_cli.hub import LocalFile
 from driftrae_cli.models.feature_net import FeatureNet
 from driftrae_cli.models.weights import load_model
 
-INCEPTION, CLIP = "inception", "clip"
+INCEPTION = "inception"
 SCORER, RAE = "scorer:", "rae:"  # before the reference of a model
 SHAPES_SCORER = f"{SCORER}shapes-scorer"
 _ENOUGH_FOR_FID = 50_000  # pictures; with fewer it is called after their number
@@ -140,6 +140,7 @@ def open_extractor(
             f"--features {name}: give {INCEPTION}, {DINOV2}, {CLIP}, {TIMM}MODEL, {SCORER}REF or "
             f"{RAE}REF"
         )
+    reporter.message(f"loading the weights of {name}")
     model = TimmFeatures.load(SECOND_SPACE if name == CLIP else name, device, file)
     return Extractor(
         model.extractor, model.name, model.features, weights_digest(model.model),

@@ -51,7 +51,7 @@ class _Collector:
 
     def __init__(self, extractor: Extractor, pictures: PictureSet, keep: bool) -> None:
         self._extractor, self._keep = extractor, keep
-        self._total, self._labels = pictures.count, pictures.labels
+        self._total, self._labels = pictures.count, pictures.labels_for(extractor.classes)
         self._stats: GaussianStats | None = None
         self._spatial: GaussianStats | None = None
         self._sums: ScoreSums | None = None

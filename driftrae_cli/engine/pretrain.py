@@ -314,4 +314,5 @@ def _scores(run: _Run, files: Mapping[str, Path]) -> tuple[Score, ...]:
 def _real(run: _Run, seed: int) -> PictureSet:
     d = replace(run.config.data, per_class=run.config.log.scored_per_class, seed=seed)
     source = open_pictures(d, d.image_size)
-    return from_files("real pictures", source, BadFiles(d.max_bad, run.reporter.message))
+    bad = BadFiles(d.max_bad, run.reporter.message)
+    return from_files("real pictures", source, bad, run.reporter)

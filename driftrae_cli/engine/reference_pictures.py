@@ -98,7 +98,8 @@ def make_reference(
 
 def _pictures(data: DataConfig, size: int, reporter: Reporter) -> PictureSet:
     source = open_pictures(data, size)
-    return from_files(data.source, source, BadFiles(data.max_bad, reporter.message))
+    bad = BadFiles(data.max_bad, reporter.message)
+    return from_files(data.source, source, bad, reporter)
 
 
 def _reference(
@@ -240,7 +241,7 @@ def _measured(
     if extractor.classes is not None:
         _check_classes(like, pictures, given)
     made_of = {
-        **pictures.identity,
+        **world.on_main(lambda: dict(pictures.identity)),  # one process hashes the files
         "extractor": extractor.name,
         "weights": extractor.sha256,
         "size": str(like.size),

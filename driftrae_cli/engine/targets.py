@@ -113,7 +113,8 @@ class _Opener:
         assert protocol.resolution is not None, "the protocol is complete"
         data = DataConfig(source=target, max_bad=protocol.max_bad)
         source = open_pictures(data, protocol.resolution)
-        return from_files(target, source, BadFiles(protocol.max_bad, self.reporter.message))
+        bad = BadFiles(protocol.max_bad, self.reporter.message)
+        return from_files(target, source, bad, self.reporter)
 
     def _drawn(self, target: str, flow: FlowCheckpoint) -> Iterator[PictureSet]:
         """A student's pictures, or a teacher's with each number of steps and each guidance."""

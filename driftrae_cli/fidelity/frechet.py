@@ -9,6 +9,7 @@ from functools import reduce
 from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy.linalg import eigvalsh, lapack
 from torch import Tensor
@@ -16,6 +17,8 @@ from torch import Tensor
 from driftrae_cli.errors import NumericsError
 
 _ROWS = 4096  # samples in float64 at once
+_EXACT = 1e-9  # relative error of the overlap that its quicker way may have
+Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -177,18 +180,37 @@ def _gathered(features_NF: Tensor, rows: Tensor, stats: GaussianStats) -> Gaussi
 
 
 def _overlap(cov_1: Tensor, cov_2: Tensor) -> float:
-    """`tr (S1 S2)^(1/2)`, where the first has the lower rank.
+    """`tr (S1 S2)^(1/2)`, where the first has the lower rank."""
+    first, second = cov_1.numpy(), cov_2.numpy()
+    # The transposes are the same matrices, in LAPACK's order of axes.
+    root_FF, failed = lapack.dpotrf(first.T, lower=1)
+    if not failed:
+        values_F = _eigenvalues(second.T, root_FF, len(first))
+        # Rounding moves all of them by so much of the largest, which matters for small ones.
+        wrong = np.finfo(float).eps * values_F[-1]
+        roots_F = np.sqrt(values_F.clip(min=wrong))
+        if (wrong / (2 * roots_F)).sum() <= _EXACT * roots_F.sum():
+            return float(roots_F.sum())
+    return _uneven_overlap(first, second)
+
+
+def _uneven_overlap(first_FF: Array, second_FF: Array) -> float:
+    """The same, exact also where eigenvalues are tiny or zero, in more time.
 
     The Cholesky root exchanges rows and columns so that its columns fall and end at the rank.
     """
-    # The transposes are the same matrices, in LAPACK's order of axes. Beyond the rank the root's
-    # columns are rounding; the part of the product that is taken does not depend on them.
-    root_FF, place_F, rank, _ = lapack.dpstrf(cov_1.numpy().T, lower=1)
+    root_FF, place_F, rank, _ = lapack.dpstrf(first_FF.T, lower=1)
     order = np.ix_(place_F - 1, place_F - 1)
-    product_FF, _ = lapack.dsygst(cov_2.numpy()[order].T, root_FF, itype=2, lower=1, overwrite_a=1)
-    # Its lower triangle falls from the top left, which keeps small eigenvalues exact as well.
-    values_R = eigvalsh(product_FF[:rank, :rank], overwrite_a=True, check_finite=False)
+    # Beyond the rank the root's columns are rounding; the part of the product that is taken does
+    # not depend on them. It falls from the top left, which keeps small eigenvalues exact as well.
+    values_R = _eigenvalues(second_FF[order].T, root_FF, rank)
     return float(np.sqrt(values_R.clip(min=0)).sum())
+
+
+def _eigenvalues(cov_FF: Array, root_FF: Array, rank: int) -> Array:
+    """Of the first R rows and columns of `R' S R`, ascending; only its lower triangle is made."""
+    product_FF, _ = lapack.dsygst(cov_FF, root_FF, itype=2, lower=1)
+    return eigvalsh(product_FF[:rank, :rank], overwrite_a=True, check_finite=False)
 
 
 def _check(a: GaussianStats, b: GaussianStats) -> None:

@@ -5,8 +5,11 @@ a resize, D channels of a token, C tokens, P of them before the patches.
 """
 
 import difflib
+import logging
+import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,15 +23,16 @@ from torch.nn import functional as F
 
 from driftrae_cli.errors import ConfigError, NumericsError, WeightsError
 
-DINOV2 = "dinov2"
+DINOV2, CLIP = "dinov2", "clip"
 TIMM = "timm:"
 DINOV2_MODEL = "vit_large_patch14_dinov2.lvd142m"  # ViT-L/14 without registers, as [FDD]
 SECOND_SPACE = "timm:vit_large_patch14_clip_quickgelu_224.openai"
-"""CLIP, which no autoencoder here has as its encoder; of MAE, `timm:vit_large_patch16_224.mae`."""
+"""`clip`; no autoencoder here has it as its encoder. Of MAE, `timm:vit_large_patch16_224.mae`."""
 
 _DINOV2_SIZE = 224
 _DINOV2_OFFSET = 0.1  # `interpolate_offset` of facebookresearch/dinov2 for models without registers
 _FILE = "model.safetensors"
+_SHOWN = 3  # names of each kind in a message
 _BITS = 22  # Pillow's weights of 8-bit pictures are whole numbers of 2^-22
 
 
@@ -58,7 +62,9 @@ class TimmFeatures:
 
     Attributes:
         model: without its head, in evaluation mode.
-        extractor: what it is called on the command line and in files: `dinov2`, `timm:NAME`.
+        extractor: what it is called on the command line and in files: `dinov2`, `timm:NAME`. The
+            tag of timm's weights is part of NAME; with weights from a file only if it was asked
+            for, as nobody else knows what is in the file.
         name: what the Fréchet distance in these features must be called.
         features: F.
         size: rows and columns that the network sees.
@@ -97,17 +103,21 @@ class TimmFeatures:
         if extractor != DINOV2 and not extractor.startswith(TIMM):
             raise ConfigError(f"features {extractor!r}: use {DINOV2}, or {TIMM}NAME for a model")
         is_dinov2 = extractor == DINOV2
-        full = DINOV2_MODEL if is_dinov2 else _full_name(extractor.removeprefix(TIMM))
-        model = _headless(full, weights)
+        if is_dinov2:
+            full = DINOV2_MODEL
+        else:
+            full = _model_name(extractor.removeprefix(TIMM), tagged=weights is None)
+            extractor = f"{TIMM}{full}"
+        model = _headless(full, extractor, weights)
         data = resolve_model_data_config(model)
         colours, *size = (3, _DINOV2_SIZE, _DINOV2_SIZE) if is_dinov2 else data["input_size"]
         if colours != 3 or data["interpolation"] not in _FILTERS:
-            raise ConfigError(f"{TIMM}{full}: takes no RGB pictures that we can make; use another")
+            raise ConfigError(f"{extractor}: takes no RGB pictures that we can make; use another")
         if is_dinov2:
             _resize_dinov2(model, _DINOV2_SIZE)
         return TimmFeatures(
             model=model.to(device).eval().requires_grad_(False),
-            extractor=DINOV2 if is_dinov2 else f"{TIMM}{full}",
+            extractor=extractor,
             name="FD-DINOv2" if is_dinov2 else f"FD-{full}",
             features=model.head_hidden_size,
             size=(size[0], size[1]),
@@ -220,8 +230,8 @@ def _resize_dinov2(model: Any, size: int) -> None:
     model.pos_embed = nn.Parameter(positions)
 
 
-def _full_name(name: str) -> str:
-    """With the tag of its weights.
+def _model_name(name: str, *, tagged: bool) -> str:
+    """A name that timm knows, with the tag of its published weights or as it is.
 
     Raises:
         ConfigError: timm has no such model.
@@ -233,27 +243,43 @@ def _full_name(name: str) -> str:
         advice = f"Did you mean {' or '.join(near)}?" if near else "timm.list_models() lists all."
         raise ConfigError(f"{TIMM}{name}: timm {timm.__version__} has no such model.\n{advice}")
     config = timm.get_pretrained_cfg(name)
-    tag = config.tag if config else ""
+    tag = config.tag if config and tagged and timm.is_model_pretrained(name) else ""
     return f"{name}.{tag}" if tag and "." not in name else name
 
 
-def _headless(name: str, weights: Path | None) -> Any:
+def _headless(name: str, extractor: str, weights: Path | None) -> Any:
     """The model with all of its weights, and then without its head.
 
     A model that is made without a head takes weights that lack other things, too.
     """
     overlay = {"state_dict": _state(weights)} if weights else None
     if not (overlay or timm.is_model_pretrained(name)):
-        raise WeightsError(f"{TIMM}{name}: timm has no weights of this model; name a file of them")
+        raise WeightsError(
+            f"{extractor}: timm has no weights of this model; name a file of them: "
+            f"--features {extractor}=FILE"
+        )
     try:
-        model: Any = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
+        with _quiet_client():
+            model: Any = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
     except Exception as error:  # clients, and the content of files, raise nearly anything
         raise WeightsError(
-            _misfit(name, weights, error) if weights else _out_of_reach(name, error)
+            _misfit(name, weights, error) if weights else _out_of_reach(name, extractor, error)
         ) from error
     model.pretrained_cfg["state_dict"] = None  # a copy of all weights
     model.reset_classifier(0)
     return model
+
+
+@contextmanager
+def _quiet_client() -> Iterator[None]:
+    """Without the Hub client's warnings of each try; the error after the last one says it all."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(max(level, logging.ERROR))
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _state(path: Path) -> dict[str, Tensor]:
@@ -264,29 +290,74 @@ def _state(path: Path) -> dict[str, Tensor]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about old formats, which load all the same
             state = timm.models.load_state_dict(str(path), weights_only=True)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from error
     except Exception as error:  # the content of the file decides what is raised
         raise WeightsError(
-            f"{path}: no weights file of plain tensors ({_first_line(error)}); give a "
-            ".safetensors file, or one that torch.save wrote from a state_dict"
+            f"{path}: no weights file of plain tensors ({_fault(path)}); give a .safetensors "
+            "file, or one that torch.save wrote from a state_dict"
         ) from error
     if not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise WeightsError(f"{path}: holds other things than named tensors; give a state_dict")
     return state
 
 
+def _fault(path: Path) -> str:
+    """Why a file cannot be read. What torch says of it advises to switch its protection off."""
+    with path.open("rb") as file:
+        start = file.read(2)
+    if not start:
+        return "it is empty"
+    if path.suffix == ".safetensors":
+        return "it is damaged, or not what its ending says"
+    if start == b"PK" or start[:1] == b"\x80":  # archives and pickles, as torch.save writes
+        return "it is damaged, or holds other things too, which stay unread"
+    return "it is of another kind"
+
+
 def _misfit(name: str, weights: Path, error: Exception) -> str:
-    return f"{weights}: does not fit {name}, which needs a file of exactly that model\n{error}"
+    return (
+        f"{weights}: does not fit {name}, which needs a file of exactly that model: "
+        f"{_differences(error) or f'timm cannot use it ({_first_line(error)})'}"
+    )
 
 
-def _out_of_reach(name: str, error: Exception) -> str:
+def _differences(error: Exception) -> str:
+    """Of what torch's `load_state_dict` tells, which is kilobytes, the first of each kind."""
+    text = str(error)
+    shapes = re.findall(r"size mismatch for (\S+): .*?Size\((.*?)\).*?Size\((.*?)\)", text)
+    problems = {
+        "missing": _quoted(r"Missing key\(s\) in state_dict: (.*)", text),
+        "not expected": _quoted(r"Unexpected key\(s\) in state_dict: (.*)", text),
+        "of another shape": [f"{name} {has} instead of {wants}" for name, has, wants in shapes],
+    }
+    return "; ".join(f"{_some(names)} {problem}" for problem, names in problems.items() if names)
+
+
+def _quoted(line: str, text: str) -> list[str]:
+    found = re.search(line, text)
+    return re.findall(r'"(.+?)"', found[1]) if found else []
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _out_of_reach(name: str, extractor: str, error: Exception) -> str:
     config = timm.get_pretrained_cfg(name)
+    option = f"--features {CLIP if extractor == SECOND_SPACE else extractor}=FILE"
     if not (config and config.hf_hub_id):
-        return f"{name}: its weights could not be downloaded ({_first_line(error)})"
+        return (
+            f"{name}: its weights could not be downloaded ({_first_line(error)})\n"
+            f"Without network: give a copy of them with {option}."
+        )
     return (
         f"{name}: its weights could not be downloaded from the Hugging Face Hub "
         f"({_first_line(error)})\n"
-        f"Without network: run 'hf download {config.hf_hub_id} {_FILE}' where there is one, and "
-        "copy what it leaves in ~/.cache/huggingface/hub to the same place here."
+        f"Without network: run 'hf download {config.hf_hub_id} {_FILE}' where there is one, copy "
+        f"the file here and name it with {option}; or copy what it leaves in "
+        "~/.cache/huggingface/hub to the same place here."
     )
 
 

@@ -53,6 +53,7 @@ def test_rows_are_pictures_with_the_names_of_their_classes(tmp_path: Path) -> No
     order = [4, 0, 3, 1, 2]
     assert [int(source.read(row)[0, 0, 0]) for row in order] == order
     assert source.name(3) == f"{path}: row 3"
+    assert list(source.files) == [str(path)]
 
 
 def test_a_class_map_renumbers_classes_with_names(tmp_path: Path) -> None:

@@ -197,6 +197,7 @@ class _Killer:
     """A source whose second row ends the process that reads it."""
 
     class_names, numbered, image_size, fingerprint = ("a",), True, 8, ""
+    files = ()
     labels = torch.zeros(2, dtype=torch.int64)
 
     def __len__(self) -> int:

@@ -252,6 +252,18 @@ def test_shapes_need_a_count_and_their_own_size() -> None:
         open_source("shapes", 64, per_class=1)
 
 
+def test_a_source_names_its_files_once(folder: Path) -> None:
+    wanted = [
+        f"{folder}/{name}"
+        for name in ("ant/0.TIF", "ant/1.webp", "bee/a.JPeG", "bee/b.jpg", "bee/c.bmp", "cat/x.PNG")
+    ]
+    assert list(open_source(str(folder), 8).files) == wanted
+    assert list(open_source(str(folder), 8, flip=True).files) == wanted
+    assert [*open_source(str(folder), 8, per_class=1).files] == [wanted[0], wanted[2], wanted[5]]
+    for flip in (False, True):
+        assert list(open_source("shapes", 32, per_class=2, flip=flip).files) == []
+
+
 # Fingerprints
 
 

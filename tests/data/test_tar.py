@@ -55,6 +55,61 @@ def test_keys_pair_pictures_with_class_numbers(tmp_path: Path) -> None:
     assert source.name(1) == f"{tmp_path}/x.tar: a/001.JPG"
 
 
+FLAT = {"s/b.png": shade(10), "s/notes.txt": b"x", "s/a.png": shade(20), "s/._a.png": b"x"}
+
+
+def test_pictures_without_any_class_number_are_one_class(tmp_path: Path) -> None:
+    """As they are in a flat folder; so a tar of samples can be scored."""
+    source = open_source(str(write_tar(tmp_path / "my.samples.tar", FLAT)), 8)
+    assert source.labels.tolist() == [0, 0]
+    assert (source.class_names, source.numbered) == (("my.samples",), True)
+    assert [int(source.read(row)[0, 0, 0]) for row in range(2)] == [10, 20]
+    assert len(open_source(str(tmp_path), 8, per_class=1)) == 1
+    with pytest.raises(DataError, match="a class map is for class folders"):
+        open_source(str(tmp_path), 8, class_map=tmp_path / "map.txt")
+
+
+def test_several_tars_of_pictures_alone_are_one_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (1, 0):  # each has a folder of its own, as of one process each
+        write_tar(tmp_path / f"{number}.tar", {f"{number}/x.png": shade(number)})
+    source = open_source(str(tmp_path), 8)
+    assert source.labels.tolist() == [0, 0]
+    assert (source.class_names, source.numbered) == ((tmp_path.name,), True)
+    monkeypatch.chdir(tmp_path)
+    assert open_source(".", 8).class_names == (tmp_path.name,)
+
+
+def test_one_tar_with_and_one_without_class_numbers(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"x.png": shade(1), "x.cls": b"0"})
+    write_tar(tmp_path / "b.tar", FLAT)
+    assert refusal(tmp_path).startswith(
+        f"{tmp_path}/b.tar: pictures without a class number: s/a.png, s/b.png; put one into"
+    )
+
+
+def test_packed_class_folders_do_not_become_one_class(tmp_path: Path) -> None:
+    members = {name: content for name, content in PAIRS.items() if not name.endswith(".cls")}
+    path = write_tar(tmp_path / "x.tar", members)
+    assert refusal(path) == (
+        f"{path}: pictures in several folders (a, b), none with a class number; if the folders "
+        "are classes, unpack the tar and give the folder it makes; if all are of one class, pack "
+        "them in one folder"
+    )
+    path = write_tar(tmp_path / "x.tar", {"k.png": shade(1), **members})
+    assert "several folders (., a, b)" in refusal(path)
+
+
+def test_whole_tars_are_the_files_of_their_pictures(tmp_path: Path) -> None:
+    for number in range(2):
+        pair = {"k.png": shade(number), "k.cls": str(number).encode()}
+        write_tar(tmp_path / f"{number}.tar", {**pair, "l.png": shade(9), "l.cls": b"0"})
+    for settings in ({}, {"per_class": 1}, {"flip": True}):
+        source = open_source(str(tmp_path), 8, **settings)  # type: ignore[arg-type]
+        assert list(source.files) == [f"{tmp_path}/0.tar", f"{tmp_path}/1.tar"]
+
+
 def test_members_of_a_key_may_lie_apart(tmp_path: Path) -> None:
     apart = {name: PAIRS[name] for name in sorted(PAIRS, key=lambda name: name.endswith(".cls"))}
     source = open_source(str(write_tar(tmp_path / "x.tar", apart)), 8)

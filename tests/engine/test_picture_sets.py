@@ -18,7 +18,7 @@ from driftrae_cli.data.crop import CROP
 from driftrae_cli.data.images import to_uint8
 from driftrae_cli.data.reading import BadFiles
 from driftrae_cli.data.shapes import render
-from driftrae_cli.data.sources import ShapesSource, open_source
+from driftrae_cli.data.sources import ImageSource, ShapesSource, open_source
 from driftrae_cli.engine import picture_sets
 from driftrae_cli.engine.guidance import GuidanceOptions
 from driftrae_cli.engine.load import load_flow, load_rae
@@ -31,7 +31,7 @@ from driftrae_cli.engine.picture_sets import (
     is_arrays,
     reconstructed,
 )
-from driftrae_cli.engine.report import NullReporter
+from driftrae_cli.engine.report import NullReporter, Reporter
 from driftrae_cli.engine.sample import LatentGenerator
 from driftrae_cli.engine.sample_labels import LabelPlan
 from driftrae_cli.errors import ConfigError, DataError, NumericsError
@@ -39,6 +39,11 @@ from driftrae_cli.fidelity.array_files import array_images
 
 CPU = torch.device("cpu")
 WEIGHTS = {"checkpoint": "c0", "autoencoder": "a0"}
+
+
+@pytest.fixture(autouse=True)
+def _cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DRIFTRAE_CACHE", str(tmp_path / "cache"))
 
 
 def write_folder(folder: Path, images: Tensor) -> Path:
@@ -135,6 +140,59 @@ def test_pictures_of_arrays_are_those_of_the_file(tmp_path: Path) -> None:
         assert pictures.name.endswith(f"{compressed}.npz")
 
 
+@pytest.mark.parametrize(
+    ("labels", "wanted"),
+    [
+        (np.array([2, 0, 1]), [2, 0, 1]),
+        (np.array([2, 0, 1], dtype=">i2"), [2, 0, 1]),
+        (np.array([2, 0, 255], dtype=np.uint8), [2, 0, 255]),
+        (np.array([2, -1, 1]), None),
+        (np.array([2, 0, 2**63], dtype=np.uint64), None),
+        (np.array([2, 0]), None),
+        (np.array([[2], [0], [1]]), None),
+        (np.array([2.0, 0.0, 1.0]), None),
+        (np.array([True, False, True]), None),
+        (np.array(["2", "0", "1"]), None),
+    ],
+)
+def test_classes_of_arrays_are_whole_numbers_one_per_picture(
+    tmp_path: Path, labels: np.ndarray, wanted: list[int] | None
+) -> None:
+    images = np.zeros((3, 8, 8, 3), np.uint8)
+    for save in (np.savez, np.savez_compressed):
+        save(tmp_path / "a.npz", arr_0=images, arr_1=labels)
+        pictures = from_arrays(array_images(tmp_path / "a.npz"), "5a")
+        found = pictures.labels
+        assert (None if found is None else found.tolist()) == wanted
+        assert found is None or found.dtype == torch.int64
+        assert (pictures.class_names, pictures.numbered) == (None, wanted is not None)
+
+
+def test_classes_of_arrays_may_be_objects_to_nobody(tmp_path: Path) -> None:
+    bomb = np.array([0, "x", None], dtype=object)
+    np.savez(tmp_path / "a.npz", arr_0=np.zeros((3, 8, 8, 3), np.uint8), arr_1=bomb)
+    with pytest.raises(DataError, match="arr_1 holds Python objects"):
+        from_arrays(array_images(tmp_path / "a.npz"), "5a")
+
+
+def test_a_network_is_held_to_labels_that_it_can_know(tmp_path: Path) -> None:
+    def held(pictures: PictureSet, classes: int | None) -> list[int] | None:
+        labels = pictures.labels_for(classes)
+        return None if labels is None else labels.tolist()
+
+    images = np.zeros((3, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "a.npz", arr_0=images, arr_1=np.array([0, 9, 4]))
+    numbers = from_arrays(array_images(tmp_path / "a.npz"), "5a")
+    assert [held(numbers, classes) for classes in (None, 9, 10, 1000)] == [
+        *(None, None), *([0, 9, 4], [0, 9, 4])
+    ]  # fmt: skip
+    np.savez(tmp_path / "b.npz", arr_0=images)
+    assert held(from_arrays(array_images(tmp_path / "b.npz"), "5a"), 10) is None
+    named = of_shapes(1)  # others than the network's are for those to refuse who compare names
+    assert held(named, 3) == held(named, 10) == list(range(10))
+    assert held(named, None) is None
+
+
 def test_arrays_of_oblong_pictures_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"a\.npz: pictures of 32x16 pixels; give square"):
         of_arrays(tmp_path / "a.npz", torch.zeros(2, 3, 32, 16).byte(), compressed=False)
@@ -159,13 +217,37 @@ def test_a_bad_picture_leaves_the_rows_right(tmp_path: Path) -> None:
         of_folder(folder, max_bad=0).pick([57])
 
 
-def test_files_are_cut_and_known_by_their_names_and_size(tmp_path: Path) -> None:
+def test_files_are_cut_and_known_by_their_content_and_size(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "p", torch.zeros(3, 3, 64, 96).byte())
     small, large = of_folder(folder, size=32), of_folder(folder, size=48)
     assert (small.size, small.crop, small.name) == (32, CROP, str(folder))
     assert small.pick([0]).shape == (1, 3, 32, 32)
     assert list(small.identity) == ["pictures"] and small.identity != large.identity
     assert (small.labels, small.class_names) == (None, None), "of a flat folder nobody knows"
+    Image.new("RGB", (96, 64), "red").save(folder / "0001.png")
+    assert of_folder(folder, size=32).identity != small.identity
+
+
+def test_files_are_read_for_their_identity_when_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not all who score pictures need it, and there may be 140 GB of them."""
+    asked: list[tuple[str, Reporter]] = []
+
+    def content_hash(name: str, source: ImageSource, reporter: Reporter) -> str:
+        asked.append((name, reporter))
+        return source.fingerprint
+
+    monkeypatch.setattr(picture_sets, "content_hash", content_hash)
+    told, source = NullReporter(), ShapesSource(3, 2)
+    real = from_files("mine", source, BadFiles(0, print), told)
+    made = reconstructed("again", load_rae("shapes-rae", CPU), real, CPU)
+    assert len(all_of(made)) == len(all_of(real)) and asked == []
+    assert made.identity == {"pictures": source.fingerprint, "reconstructed": "again"}
+    assert dict(real.identity) == {"pictures": source.fingerprint}
+    assert asked == [("mine", told)], "once"
+    assert len(real.identity) == 1 and real.identity["pictures"] == source.fingerprint
+    assert from_files("x", source, BadFiles(0, print)).identity == real.identity
 
 
 def test_class_folders_say_what_pictures_show(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """timm features against Pillow, transformers' DINOv2 and cubic convolution written out."""
 
+import logging
 import pickle
+import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -238,8 +240,7 @@ def weights(tmp_path):
 
 def test_any_model_gives_its_pooled_features(weights):
     model, file = weights
-    built = TimmFeatures.load("timm:test_vit", CPU, file)
-    assert (built.extractor, built.name) == (f"timm:{SMALL}", f"FD-{SMALL}")
+    built = TimmFeatures.load(f"timm:{SMALL}", CPU, file)
     assert built.size == (160, 160)
     images = noise(2, 3, 160, 160)
     transform = timm.data.create_transform(
@@ -252,6 +253,31 @@ def test_any_model_gives_its_pooled_features(weights):
     torch.testing.assert_close(built(images), expected, atol=1e-5, rtol=1e-5)
     assert not any(p.requires_grad for p in built.model.parameters())
     assert not built.model.training
+
+
+@pytest.mark.parametrize("asked", ["test_vit", SMALL, "test_vit2.r160_in1k"])
+def test_a_file_has_the_tag_that_it_was_given(weights, tmp_path, asked):
+    """timm's is not known to be true of it."""
+    file = tmp_path / "own.safetensors"
+    save_file(timm.create_model(asked).state_dict(), file)
+    built = TimmFeatures.load(f"timm:{asked}", CPU, file)
+    assert (built.extractor, built.name) == (f"timm:{asked}", f"FD-{asked}")
+
+
+@pytest.mark.parametrize("asked", ["test_vit", SMALL])
+def test_what_is_downloaded_has_timms_tag(monkeypatch, asked):
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, **_: create(name))
+    built = TimmFeatures.load(f"timm:{asked}", CPU)
+    assert (built.extractor, built.name) == (f"timm:{SMALL}", f"FD-{SMALL}")
+
+
+def test_the_tag_changes_neither_features_nor_preparation(weights):
+    images = noise(2, 3, 40, 40)
+    plain, tagged = (
+        TimmFeatures.load(f"timm:{name}", CPU, weights[1]) for name in ("test_vit", SMALL)
+    )
+    assert torch.equal(plain(images), tagged(images))
 
 
 def test_another_resolution_is_resized_as_timms_own_transform_does(weights):
@@ -304,22 +330,99 @@ def test_unknown_models_are_told_with_near_names():
         TimmFeatures.load("dinov3", CPU)
 
 
-def test_no_network_and_no_weights(monkeypatch):
-    def unreachable(*_, **__):
-        raise OSError("Cannot reach huggingface.co\nmore")
+def cannot_reach(*_, **__):
+    raise OSError("Cannot reach huggingface.co\nmore")
 
-    monkeypatch.setattr(timm, "create_model", unreachable)
+
+@pytest.mark.parametrize(
+    ("asked", "option"),
+    [
+        ("dinov2", "dinov2"),
+        (timm_features.SECOND_SPACE, "clip"),
+        ("timm:resnet18", "timm:resnet18.a1_in1k"),  # under the name that it would have had
+        ("timm:vit_large_patch14_dinov2", "timm:vit_large_patch14_dinov2.lvd142m"),  # at 518
+    ],
+)
+def test_no_network_and_no_weights(monkeypatch, asked, option):
+    monkeypatch.setattr(timm, "create_model", cannot_reach)
     with pytest.raises(WeightsError) as told:
-        TimmFeatures.load("dinov2", CPU)
+        TimmFeatures.load(asked, CPU)
     text = str(told.value)
-    assert "(Cannot reach huggingface.co)" in text
-    assert "hf download timm/vit_large_patch14_dinov2.lvd142m model.safetensors" in text
+    full = timm_features.DINOV2_MODEL if asked == "dinov2" else asked.removeprefix("timm:")
+    assert "(Cannot reach huggingface.co)" in text and "more" not in text
+    assert f"'hf download {timm.get_pretrained_cfg(full).hf_hub_id} model.safetensors'" in text
+    assert f" --features {option}=FILE;" in text
+
+
+def test_no_network_and_weights_that_are_not_on_the_hub(monkeypatch):
+    monkeypatch.setattr(timm, "create_model", cannot_reach)
+    with pytest.raises(WeightsError) as told:
+        TimmFeatures.load("timm:gcvit_tiny", CPU)
+    assert "--features timm:gcvit_tiny.in1k=FILE" in str(told.value)
+    assert "hf download" not in str(told.value)
+
+
+@pytest.fixture
+def no_network(monkeypatch, tmp_path):
+    """The Hub's own client, which tries again and again at a port where nobody answers."""
+    from huggingface_hub import constants
+
+    nowhere = "http://127.0.0.1:9"
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, nowhere)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", nowhere)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    waited = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    return waited
+
+
+@pytest.fixture
+def client_says():
+    """Lines that the client would write on stderr."""
+    said = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger = logging.getLogger("huggingface_hub")
+    logger.addHandler(handler)
+    yield said
+    logger.removeHandler(handler)
+
+
+def test_the_hubs_client_is_quiet(no_network, client_says, capfd):
+    with pytest.raises(WeightsError, match="could not be downloaded from the Hugging Face Hub"):
+        TimmFeatures.load("timm:resnet18", CPU)
+    assert len(no_network) >= 5  # the tries that it would tell of
+    assert client_says == [] and capfd.readouterr() == ("", "")
+    logging.getLogger("huggingface_hub.utils._http").warning("later")
+    assert client_says == ["later"]
+
+
+@pytest.mark.parametrize("level", [logging.NOTSET, logging.WARNING, logging.CRITICAL])
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_clients_log_is_as_before(monkeypatch, weights, level, fails):
+    logger = logging.getLogger("huggingface_hub")
+    monkeypatch.setattr(logger, "level", level)
+    during = []
+
+    def create(*_, **__):
+        during.append(logger.level)
+        return cannot_reach() if fails else weights[0]
+
+    monkeypatch.setattr(timm, "create_model", create)
+    if fails:
+        with pytest.raises(WeightsError):
+            TimmFeatures.load(f"timm:{SMALL}", CPU)
+    else:
+        TimmFeatures.load(f"timm:{SMALL}", CPU)
+    assert during == [max(level, logging.ERROR)] and logger.level == level
 
 
 def test_models_without_published_weights_need_a_file():
     bare = next(m for m in timm.list_models() if not timm.is_model_pretrained(m))
-    with pytest.raises(WeightsError, match="timm has no weights of this model"):
+    with pytest.raises(WeightsError, match="timm has no weights of this model") as told:
         TimmFeatures.load(f"timm:{bare}", CPU)
+    assert str(told.value).endswith(f"--features timm:{bare}=FILE")
 
 
 def test_weights_of_another_model_are_refused(weights, tmp_path):
@@ -331,6 +434,93 @@ def test_weights_of_another_model_are_refused(weights, tmp_path):
     save_file(state, tmp_path / "cut.safetensors")
     with pytest.raises(WeightsError, match=r"(?s)does not fit.*norm\.bias"):
         TimmFeatures.load(f"timm:{SMALL}", CPU, tmp_path / "cut.safetensors")
+
+
+def by_hand(file, model):
+    """How the names of a file differ from a model's, in its order."""
+    has, wants = load_file(file), model.state_dict()
+    return (
+        [name for name in wants if name not in has and not name.endswith("_tracked")],  # optional
+        [name for name in has if name not in wants],
+        [name for name in wants if name in has and wants[name].shape != has[name].shape],
+    )
+
+
+def test_three_of_each_difference_are_told(tmp_path):
+    file = tmp_path / "resnet18.safetensors"
+    save_file(timm.create_model("resnet18").state_dict(), file)
+    with pytest.raises(WeightsError) as told:
+        TimmFeatures.load("timm:test_resnet", CPU, file)
+    text = str(told.value)
+    start = f"{file}: does not fit test_resnet, which needs a file of exactly that model: "
+    assert text.startswith(start) and len(text) < len(start) + 700
+    missing, more, shapes = by_hand(file, timm.create_model("test_resnet"))
+    parts = text.removeprefix(start).split("; ")
+    assert parts[0] == f"{', '.join(missing[:3])} and {len(missing) - 3} more missing"
+    told_more = re.fullmatch(r"(\S+), (\S+), (\S+) and (\d+) more not expected", parts[1])
+    assert {*told_more.groups()[:3]} <= {*more} and int(told_more[4]) == len(more) - 3
+    assert parts[2].startswith(f"{shapes[0]} [64] instead of [32], {shapes[1]} ")
+    assert parts[2].endswith(f" and {len(shapes) - 3} more of another shape")
+    assert len(parts) == 3
+
+
+def test_all_of_few_differences_are_told(weights, tmp_path):
+    state = weights[0].state_dict()
+    del state["norm.bias"], state["norm.weight"], state["cls_token"]
+    save_file(state | {"a": torch.ones(1)}, tmp_path / "cut.safetensors")
+    with pytest.raises(WeightsError) as told:
+        TimmFeatures.load(f"timm:{SMALL}", CPU, tmp_path / "cut.safetensors")
+    assert str(told.value).endswith(": cls_token, norm.weight, norm.bias missing; a not expected")
+
+
+def test_a_file_that_timm_stumbles_over(weights):
+    with pytest.raises(WeightsError, match=r"exactly that model: timm cannot use it \(.+\)$"):
+        TimmFeatures.load("timm:test_convnext", CPU, weights[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("labels.txt", "it is of another kind"),
+        ("labels.safetensors", "it is damaged, or not what its ending says"),
+        ("empty.pth", "it is empty"),
+        ("empty.safetensors", "it is empty"),
+        ("model.pth", "it is damaged, or holds other things too, which stay unread"),
+        ("pictures.npz", "it is damaged, or holds other things too, which stay unread"),
+        ("cut.pth", "it is damaged, or holds other things too, which stay unread"),
+        ("old.pth", "it is damaged, or holds other things too, which stay unread"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_in_our_words(weights, tmp_path, name, fault):
+    file = tmp_path / name
+    if name.startswith("labels"):
+        file.write_text("cat\ndog\n")
+    elif name.startswith("empty"):
+        file.touch()
+    elif name == "model.pth":
+        torch.save(weights[0], file)
+    elif name == "old.pth":
+        torch.save(weights[0], file, _use_new_zipfile_serialization=False)
+    elif name == "pictures.npz":
+        np.savez(file, pictures=np.ones(3))
+    else:
+        torch.save(weights[0].state_dict(), file)
+        file.write_bytes(file.read_bytes()[:-200])
+    with pytest.raises(WeightsError) as told:
+        TimmFeatures.load(f"timm:{SMALL}", CPU, file)
+    assert str(told.value) == (
+        f"{file}: no weights file of plain tensors ({fault}); give a .safetensors file, or one "
+        "that torch.save wrote from a state_dict"
+    )
+
+
+def test_a_file_that_may_not_be_read(monkeypatch, weights):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(timm.models, "load_state_dict", refuse)
+    with pytest.raises(WeightsError, match=r"cannot be read \(Permission denied\)"):
+        TimmFeatures.load(f"timm:{SMALL}", CPU, weights[1])
 
 
 @pytest.mark.parametrize("content", [b"", b"text", pickle.dumps([1, 2])])
