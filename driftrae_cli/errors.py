@@ -39,7 +39,7 @@ class NumericsError(DriftraeError):
 
 
 class HubError(DriftraeError):
-    """The Hugging Face Hub could not give us what was asked for."""
+    """The Hugging Face Hub, or another server, could not give us what was asked for."""
 
     exit_code = 6
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from itertools import batched
 from pathlib import Path
 
 from driftrae_cli.data.sources import ImageSource
@@ -112,7 +111,8 @@ class _Hashes:
         reporter.start(f"reading {name}, MB", total)
         pool = ThreadPoolExecutor(_THREADS)
         try:
-            for part in batched(files, _TOGETHER):
+            for start in range(0, len(files), _TOGETHER):
+                part = files[start : start + _TOGETHER]
                 waiting = [pool.submit(self._one, file) for file in part]
                 while wait(waiting, _PAUSE).not_done:
                     reporter.advance(self._read // _MB, {})
