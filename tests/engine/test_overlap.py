@@ -245,7 +245,7 @@ def test_statistics_do_not_depend_on_it(monkeypatch: pytest.MonkeyPatch) -> None
         assert not features.requires_grad
         return dataclasses.replace(found, features=features, classes=found.features.argmax(1) % 10)
 
-    extractor = dataclasses.replace(plain, extract=extract)
+    extractor = dataclasses.replace(plain, extract=extract, classes=10)
     pictures = from_files("shapes", ShapesSource(3, 23), None)  # type: ignore[arg-type]
     turns, together = [], []
     for found, change in ((turns, False), (together, True)):
