@@ -1,5 +1,7 @@
 """Which of the data's classes is which of the teacher's."""
 
+from itertools import zip_longest
+
 import torch
 from torch import Tensor
 
@@ -51,6 +53,12 @@ def _different_classes(data: OpenData, teacher: int, lacking: list[str], unknown
         f"--data {data.source} --set teacher.init=<this teacher>"
     )
     return "\n".join(lines)
+
+
+def first_difference(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[int, str, str]:
+    """The first class in which two different lists differ: its number, and what it is in each."""
+    pairs = zip_longest(one, other, fillvalue="none")
+    return next((number, *pair) for number, pair in enumerate(pairs) if pair[0] != pair[1])
 
 
 def some_of(names: list[str]) -> str:

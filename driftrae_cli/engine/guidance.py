@@ -10,13 +10,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from driftrae_cli.engine.load import FlowCheckpoint, load_flow, model_file
+from driftrae_cli.engine.class_match import first_difference
+from driftrae_cli.engine.load import FlowCheckpoint, load_flow, model_file, shape_text
 from driftrae_cli.engine.obtain import is_name
 from driftrae_cli.engine.report import Reporter
 from driftrae_cli.errors import ConfigError
@@ -180,15 +180,13 @@ def _open_guide(
     guide = load_flow(reference, device, reporter)
     if guide.role != "teacher":
         raise ConfigError(f"--guide {reference}: is a {guide.role}; give a flow teacher")
-    made, wanted = (_latent_shape(one) for one in (guide, flow))
-    if made != wanted:
+    if guide.latent_shape != flow.latent_shape:
         raise ConfigError(
-            f"--guide {reference}: makes latents of shape {made}, the teacher {wanted}; give a "
-            "weaker teacher of the same latents"
+            f"--guide {reference}: makes latents of shape {shape_text(guide.latent_shape)}, the "
+            f"teacher {shape_text(flow.latent_shape)}; give a weaker teacher of the same latents"
         )
     if guide.class_names != flow.class_names:
-        pairs = zip_longest(guide.class_names, flow.class_names, fillvalue="none")
-        number, (its, ours) = next((k, p) for k, p in enumerate(pairs) if p[0] != p[1])
+        number, its, ours = first_difference(guide.class_names, flow.class_names)
         raise ConfigError(
             f"--guide {reference}: has other classes: class {number} is {its} for the guide and "
             f"{ours} for the teacher; give a weaker teacher of the same classes"
@@ -199,11 +197,6 @@ def _open_guide(
             "unless they are the same, guidance makes no sense"
         )
     return Guide(reference, guide, model_file(reference).sha256)
-
-
-def _latent_shape(flow: FlowCheckpoint) -> str:
-    config = flow.model.config
-    return f"{config.in_channels}x{config.input_size}x{config.input_size}"
 
 
 def _place(rae: str) -> str:

@@ -46,6 +46,12 @@ class FlowCheckpoint:
     class_names: tuple[str, ...]
     licence: str | None = None
 
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(D, H, W) of what it makes."""
+        config = self.model.config
+        return (config.in_channels, config.input_size, config.input_size)
+
 
 _FLOW_ENTRIES = ("role", "time_shift", "class_names")
 
@@ -193,13 +199,11 @@ def check_latents(flow: FlowCheckpoint, rae: RAE) -> None:
     Raises:
         ConfigError: their shapes differ.
     """
-    config = flow.model.config
-    made = (config.in_channels, config.input_size, config.input_size)
-    if made != rae.latent_shape:
+    if flow.latent_shape != rae.latent_shape:
         raise ConfigError(
-            f"the {flow.role} makes latents of shape {_times(made)}, the autoencoder has "
-            f"{_times(rae.latent_shape)}; they must belong together (the {flow.role}'s own "
-            f"autoencoder is {flow.rae or 'not known'})"
+            f"the {flow.role} makes latents of shape {shape_text(flow.latent_shape)}, the "
+            f"autoencoder has {shape_text(rae.latent_shape)}; they must belong together (the "
+            f"{flow.role}'s own autoencoder is {flow.rae or 'not known'})"
         )
 
 
@@ -227,5 +231,6 @@ def load_partner(
         ) from error
 
 
-def _times(shape: tuple[int, ...]) -> str:
+def shape_text(shape: tuple[int, ...]) -> str:
+    """A shape for a message, as `768x16x16`."""
     return "x".join(map(str, shape))

@@ -13,6 +13,7 @@ import torch
 
 from driftrae_cli.data.images import LabeledImages
 from driftrae_cli.data.reading import BadFiles
+from driftrae_cli.data.sources import SHAPES
 from driftrae_cli.engine.build import (
     PretrainConfig,
     autoencoder_weights,
@@ -296,7 +297,7 @@ def _scores(run: _Run, files: Mapping[str, Path]) -> tuple[Score, ...]:
         return Score(pictures.name, distance, right / count, count, steps)
 
     scores = []
-    if real.identity != unseen.identity:  # a folder has only one set of pictures
+    if run.config.data.source == SHAPES:  # others have only one set of pictures
         scores.append(score(real, None))
     scores.append(score(reconstructed("reconstructions", rae, real, run.device), None))
     seed, names = run.config.seed, flow.class_names

@@ -1,7 +1,6 @@
 """What pictures are compared with: a file of statistics, or real pictures that are measured."""
 
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ from torch import Tensor
 from driftrae_cli.data.reading import BadFiles
 from driftrae_cli.data.sources import SHAPES
 from driftrae_cli.engine.build import DataConfig
+from driftrae_cli.engine.class_match import first_difference
 from driftrae_cli.engine.digest import digest_of
 from driftrae_cli.engine.extractors import INCEPTION, Extractor
 from driftrae_cli.engine.feature_statistics import FeatureStatistics, go_through
@@ -272,8 +272,7 @@ def _check_classes(pictures: PictureSet, real: PictureSet, given: str) -> None:
     its, ours = pictures.class_names, real.class_names
     if its is None or ours is None or its == ours or pictures.numbered or real.numbered:
         return
-    pairs = zip_longest(its, ours, fillvalue="none")
-    number, (one, other) = next((k, p) for k, p in enumerate(pairs) if p[0] != p[1])
+    number, one, other = first_difference(its, ours)
     raise ConfigError(
         f"{pictures.name} and the reference {given} have different classes: class {number} is "
         f"{one} for the one and {other} for the other. Compare it with the data it was trained on."
