@@ -5,6 +5,7 @@ import functools
 import inspect
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -37,6 +38,7 @@ from driftrae_cli.errors import (
 _RESUMABLE = (distill, encode, fetch, pretrain)
 _SHARED_OUT = (distill, eval_fid, ref_stats)  # to the processes of `torchrun`
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+_SECONDS_FOR_THE_TELLER = 30
 _OUT_OF_MEMORY = ("MemoryError", "OutOfMemoryError")  # by name: importing torch takes seconds
 
 app = typer.Typer(
@@ -118,13 +120,18 @@ def _check_processes(command: Callable[..., None]) -> None:
 def _tell(message: str, error: BaseException) -> None:
     """Print an error, unless another process of the run does.
 
-    Once they have joined they agree on it; before, all of a machine come to the same error.
+    Once they have joined they agree on it. Before, all of a machine mostly come to the same error,
+    and the first to end has `torchrun` terminate the others: so those that are not to tell it wait
+    for that, lest the teller be terminated before it has, and tell it themselves if nobody did.
     """
+    if isinstance(error, ToldElsewhereError):
+        return
     distributed = sys.modules.get("torch.distributed")  # importing it takes seconds
     joined = distributed is not None and distributed.is_initialized()
-    silent = int(os.environ.get("LOCAL_RANK", "0")) > 0 and not joined
-    if silent or isinstance(error, ToldElsewhereError):
-        return
+    if int(os.environ.get("LOCAL_RANK", "0")) > 0 and not joined:
+        if isinstance(error, KeyboardInterrupt):  # which all of them get
+            return
+        time.sleep(_SECONDS_FOR_THE_TELLER)
     typer.echo(message, err=True)
 
 

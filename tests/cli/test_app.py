@@ -13,7 +13,7 @@ from driftrae_cli.cli.app import app, explain
 from driftrae_cli.errors import ConfigError, HubError, OutputError, WeightsError
 
 COMMANDS = [
-    "distill", "sample", "eval-fid", "analyze-latent", "pretrain",
+    "distill", "status", "plot", "sample", "eval-fid", "analyze-latent", "pretrain",
     "fetch", "convert", "inspect", "encode", "stats", "ref-stats", "push",
 ]  # fmt: skip
 SLOW = ("torch", "timm", "numpy", "torch_fidelity", "huggingface_hub")
@@ -125,3 +125,24 @@ def test_out_of_memory_says_what_to_lower(error):
 def test_defects_are_not_explained_away():
     assert explain(ValueError("x"), False) is None
     assert explain(FileNotFoundError(errno.ENOENT, "gone", "a"), False) is None
+
+
+def test_error_of_one_process_alone_is_told_once_the_others_had_their_time(monkeypatch):
+    waited = []
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(time, "sleep", waited.append)
+    result = driftrae("distill", "shaps")
+    assert result.stderr.startswith("error: no recipe 'shaps'")
+    assert len(waited) == 1 and waited[0] >= 10
+
+
+def test_interruption_of_all_processes_is_told_by_the_first(monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("driftrae_cli.cli.app._check_processes", interrupted)
+    for rank, told in (("0", True), ("1", False)):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        result = driftrae("distill", "shapes")
+        assert result.exit_code == 130
+        assert ("interrupted" in result.stderr) is told

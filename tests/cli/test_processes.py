@@ -19,14 +19,17 @@ SMALL = [
 SETTINGS = [word for field in SMALL for word in ("--set", field)]
 
 
-def _command(*arguments: str, processes: int) -> subprocess.CompletedProcess[str]:
+def _command(
+    *arguments: str, processes: int, **environment: str
+) -> subprocess.CompletedProcess[str]:
     start = [sys.executable, "-m"]
     if processes > 1:
         launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
         start += launcher
     return subprocess.run(
         [*start, "driftrae_cli", *arguments],
-        capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )  # fmt: skip
 
 
@@ -69,3 +72,15 @@ def test_what_all_processes_find_wrong_is_told_once(arguments: list[str], text: 
     told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(told) == 1
     assert text in told[0]
+
+
+@pytest.mark.parametrize("late", ["0", "1"])  # the process that tells it, and one that does not
+def test_error_is_told_though_one_process_is_late(late: str, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import os, time\nif os.environ.get('LOCAL_RANK') == {late!r}: time.sleep(5)\n"
+    )
+    done = _command(
+        "sample", "shapes-student", "--out", "x.png", processes=2, PYTHONPATH=str(tmp_path)
+    )
+    assert done.returncode != 0
+    assert done.stderr.count("error: sample runs in one process") == 1
