@@ -5,6 +5,8 @@ Raise these with a text that says what was wrong, where, and what to do next.
 any other exception is a defect of ours and keeps its traceback.
 """
 
+from collections.abc import Iterable
+
 INTERRUPTED = 130  # exit code that shells expect after Ctrl-C
 
 
@@ -62,3 +64,15 @@ class ToldElsewhereError(DriftraeError):
     def __init__(self, exit_code: int) -> None:
         super().__init__("another process of this run tells why")
         self.exit_code = exit_code
+
+
+def printable(name: str) -> str:
+    """A file name that can be shown, whatever bytes it has on disk."""
+    return name.encode("utf-8", "replace").decode()
+
+
+def some(names: Iterable[str], shown: int = 10) -> str:
+    """The first few names for a message."""
+    listed = list(names)
+    text = ", ".join(printable(name) for name in listed[:shown])
+    return f"{text} and {len(listed) - shown} more" if len(listed) > shown else text

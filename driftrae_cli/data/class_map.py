@@ -4,8 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from driftrae_cli.data.listing import some
-from driftrae_cli.errors import DataError
+from driftrae_cli.errors import DataError, some
 
 
 def read_class_map(path: Path, names: Sequence[str]) -> tuple[str, ...]:

@@ -12,17 +12,8 @@ from torch import Tensor
 
 from driftrae_cli.data.class_map import read_class_map, refuse_class_map
 from driftrae_cli.data.crop import SUFFIXES, decode
-from driftrae_cli.data.listing import (
-    Listing,
-    Names,
-    entries,
-    has_suffix,
-    naming,
-    printable,
-    size_of,
-    some,
-)
-from driftrae_cli.errors import DataError
+from driftrae_cli.data.listing import Listing, Names, entries, has_suffix, naming, size_of
+from driftrae_cli.errors import DataError, printable, some
 
 # Pictures too, so they must not vanish without a word; but Pillow reads them not, or not always.
 _NOT_READ = (".avif", ".heic", ".heif", ".jfif", ".jp2", ".jxl", ".pgm", ".ppm", ".psd", ".svg")

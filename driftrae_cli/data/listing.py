@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from driftrae_cli.data.crop import CROP, UnreadableError
-from driftrae_cli.errors import DataError
+from driftrae_cli.errors import DataError, printable
 
 
 class Names:
@@ -68,11 +68,6 @@ class Listing:
         return digest.hexdigest()
 
 
-def printable(name: str) -> str:
-    """A file name that can be shown, whatever bytes it has on disk."""
-    return name.encode("utf-8", "replace").decode()
-
-
 @contextmanager
 def naming(name: Callable[[], str]) -> Iterator[None]:
     """Errors of reading and decoding a picture become one that names it."""
@@ -82,13 +77,6 @@ def naming(name: Callable[[], str]) -> Iterator[None]:
         raise DataError(f"{name()}: cannot be read ({error.strerror or error})") from error
     except UnreadableError as error:
         raise DataError(f"{name()}: {error}") from error
-
-
-def some(names: Iterable[str], shown: int = 10) -> str:
-    """The first few names for a message."""
-    listed = list(names)
-    text = ", ".join(printable(name) for name in listed[:shown])
-    return f"{text} and {len(listed) - shown} more" if len(listed) > shown else text
 
 
 def first_of_each(labels: Tensor, per_class: int | None) -> Tensor:

@@ -24,15 +24,8 @@ from torch import Tensor
 
 from driftrae_cli.data.class_map import read_class_map, refuse_class_map
 from driftrae_cli.data.crop import UnreadableError, decode
-from driftrae_cli.data.listing import (
-    Listing,
-    Names,
-    first_of_each,
-    numbered_classes,
-    printable,
-    some,
-)
-from driftrae_cli.errors import DataError
+from driftrae_cli.data.listing import Listing, Names, first_of_each, numbered_classes
+from driftrae_cli.errors import DataError, printable, some
 
 IMAGE, LABEL = "image", "label"
 _SPLIT = re.compile(r"(train|training|validation|val|valid|dev|test)\b")

@@ -17,10 +17,10 @@ from driftrae_cli.data import shapes
 from driftrae_cli.data.class_map import refuse_class_map
 from driftrae_cli.data.crop import SUFFIXES
 from driftrae_cli.data.folder import open_folder
-from driftrae_cli.data.listing import entries, has_suffix, printable, some
+from driftrae_cli.data.listing import entries, has_suffix
 from driftrae_cli.data.parquet import open_parquet
 from driftrae_cli.data.tar import open_tars
-from driftrae_cli.errors import DataError
+from driftrae_cli.errors import DataError, printable, some
 
 SHAPES = "shapes"
 _PACKED = (".tar", ".parquet")

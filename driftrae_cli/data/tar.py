@@ -18,16 +18,8 @@ import torch
 from torch import Tensor
 
 from driftrae_cli.data.crop import SUFFIXES, UnreadableError, decode
-from driftrae_cli.data.listing import (
-    Listing,
-    Names,
-    first_of_each,
-    naming,
-    numbered_classes,
-    printable,
-    some,
-)
-from driftrae_cli.errors import DataError
+from driftrae_cli.data.listing import Listing, Names, first_of_each, naming, numbered_classes
+from driftrae_cli.errors import DataError, printable, some
 
 _LONGEST_NUMBER = 18  # bytes of a `.cls`; more would not fit into 64 bits
 _TAIL = 65_536  # bytes behind the last member that are looked at; tars end in up to 10 KiB of zeros

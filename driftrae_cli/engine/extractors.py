@@ -14,16 +14,17 @@ from torch import Tensor
 
 from driftrae_cli.data.images import to_unit
 from driftrae_cli.engine.digest import weights_digest
+from driftrae_cli.engine.downloads import download_missing, file_name
 from driftrae_cli.engine.load import load_rae
 from driftrae_cli.engine.obtain import model_name, obtain
 from driftrae_cli.engine.report import Reporter
 from driftrae_cli.engine.world import World
-from driftrae_cli.errors import ConfigError, NumericsError, WeightsError
+from driftrae_cli.errors import ConfigError, HubError, NumericsError, WeightsError
 from driftrae_cli.fidelity.inception import (
     POOL_FEATURES,
     PUBLISHED_SHA256,
     Inception,
-    inception_file,
+    published_url,
 )
 from driftrae_cli.fidelity.timm_features import CLIP, DINOV2, SECOND_SPACE, TIMM, TimmFeatures
 from driftrae_cli.hub import LocalFile
@@ -134,7 +135,7 @@ def open_extractor(
     name, given, path = name.partition("=")
     file = Path(path).expanduser() if given else None
     if name == INCEPTION:
-        return _inception(inception_file(file or inception_weights), device)
+        return _inception(inception_file(file or inception_weights, reporter), device)
     if name not in (DINOV2, CLIP) and not name.startswith(TIMM):
         raise ConfigError(
             f"--features {name}: give {INCEPTION}, {DINOV2}, {CLIP}, {TIMM}MODEL, {SCORER}REF or "
@@ -146,6 +147,36 @@ def open_extractor(
         model.extractor, model.name, model.features, weights_digest(model.model),
         lambda images: Extracted(model(images.to(device))),
     )  # fmt: skip
+
+
+def inception_file(weights: Path | None, reporter: Reporter) -> Path:
+    """The weights file of Inception: the user's, or the published one.
+
+    Args:
+        weights: the user's; None downloads the published one, unless it is in PyTorch's hub cache,
+            where torch-fidelity looks for it too.
+
+    Raises:
+        HubError: it cannot be downloaded, or is not what it should be.
+        OutputError: the cache cannot be written, or the disk has no room.
+    """
+    if weights is not None:
+        return weights
+    url, folder = published_url(), Path(torch.hub.get_dir()) / "checkpoints"
+    file = folder / file_name(url)
+    if file.exists():
+        return file
+    try:
+        download_missing([url], folder, reporter)
+        if not LocalFile(file).sha256.startswith(PUBLISHED_SHA256):
+            file.unlink()
+            raise HubError(f"{url}: is not what it was published as, so it was not kept")
+    except HubError as error:
+        raise HubError(
+            f"Inception's weights: {error}\nDownload them on a machine with network and give the "
+            f"file with --inception-weights, or put it at {file}"
+        ) from error
+    return file
 
 
 def _inception(file: Path, device: torch.device) -> Extractor:

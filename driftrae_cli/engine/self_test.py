@@ -14,7 +14,7 @@ import torch
 
 from driftrae_cli.engine.downloads import download_missing, missing_from
 from driftrae_cli.engine.evaluate import evaluate
-from driftrae_cli.engine.extractors import INCEPTION, open_extractor
+from driftrae_cli.engine.extractors import INCEPTION, inception_file, open_extractor
 from driftrae_cli.engine.obtain import cache_folder
 from driftrae_cli.engine.protocol import Protocol
 from driftrae_cli.engine.report import Reporter
@@ -25,10 +25,8 @@ from driftrae_cli.errors import (
     HubError,
     NumericsError,
     OutputError,
-    WeightsError,
 )
 from driftrae_cli.fidelity.array_files import IMAGES, array_headers, array_images
-from driftrae_cli.fidelity.inception import inception_file
 
 BASE = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/256"
 SAMPLES = "admnet_guided_upsampled_imagenet256.npz"
@@ -143,7 +141,7 @@ def self_test(*, inception_weights: Path | None, reporter: Reporter, world: Worl
     """
     folder = cache_folder() / "self-test"
     samples, reference = folder / SAMPLES, folder / REFERENCE
-    world.on_main(lambda: _get(folder, inception_weights, reporter))
+    world.main_first(lambda: _get(folder, inception_weights, reporter))
     if world.device.type == "cpu" and world.is_main:
         reporter.message("on a GPU the self-test takes minutes, on a CPU hours")
     protocol = Protocol(
@@ -187,8 +185,8 @@ def _get(folder: Path, given: Path | None, reporter: Reporter) -> None:
     """
     urls = [f"{BASE}/{name}" for name in (SAMPLES, REFERENCE)]
     try:
-        weights = inception_file(given)
-    except WeightsError as error:
+        weights = inception_file(given, reporter)
+    except HubError as error:
         raise HubError(_skipped(folder, urls, error)) from error
     # What is wrong with them shows before gigabytes are fetched.
     open_extractor(INCEPTION, torch.device("cpu"), weights, reporter)

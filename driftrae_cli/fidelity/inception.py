@@ -11,12 +11,11 @@ import pickle
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
 
-from driftrae_cli.errors import NumericsError, WeightsError
+from driftrae_cli.errors import NumericsError, WeightsError, some
 
 POOL_FEATURES = 2048
 SPATIAL_FEATURES = 17 * 17 * 7
@@ -57,9 +56,6 @@ class Inception:
     def load(path: Path, device: torch.device) -> "Inception":
         """Read weights in torch-fidelity's layout, as plain tensors, all of them.
 
-        Args:
-            path: from `inception_file`.
-
         Raises:
             WeightsError: missing, damaged, not plain tensors, or of another network.
         """
@@ -98,33 +94,11 @@ class Inception:
         return InceptionFeatures(pool, spatial, logits)
 
 
-def inception_file(weights: Path | None) -> Path:
-    """The weights file: the user's, or torch-fidelity's download in PyTorch's hub cache.
+def published_url() -> str:
+    """Where the published weights are; the name ends in the beginning of their SHA-256."""
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-    Args:
-        weights: the user's; None downloads unless that has been done before.
-
-    Raises:
-        WeightsError: it can not be downloaded.
-    """
-    if weights is not None:
-        return weights
-    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as URL
-
-    file = Path(torch.hub.get_dir()) / "checkpoints" / URL.rpartition("/")[2]
-    if file.is_file():
-        return file
-    digest = file.stem.rpartition("-")[2]
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(URL, str(file), digest, progress=False)
-    except (URLError, OSError, RuntimeError) as error:
-        raise WeightsError(
-            f"Inception's weights can not be downloaded ({error}).\n"
-            f"Download {URL} on a machine with network and give the file with "
-            f"--inception-weights, or put it at {file}"
-        ) from error
-    return file
+    return str(URL_INCEPTION_V3)
 
 
 def _plain_tensors(path: Path) -> dict[str, Tensor]:
@@ -180,16 +154,12 @@ def _check(path: Path, state: dict[str, Tensor], wanted: dict[str, Tensor]) -> N
             if state[name].shape != wanted[name].shape
         },
     }
-    found = [f"{_some(names)} {problem}" for problem, names in problems.items() if names]
+    found = [
+        f"{some(sorted(names), _SHOWN)} {problem}" for problem, names in problems.items() if names
+    ]
     if found:
         raise WeightsError(
             f"{path}: not Inception in torch-fidelity's layout: {'; '.join(found)}.\n"
             "Give its weights-inception-2015-12-05-….pth, or leave --inception-weights out to "
             "download that"
         )
-
-
-def _some(names: set[str]) -> str:
-    ordered = sorted(names)
-    more = f" and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else ""
-    return ", ".join(ordered[:_SHOWN]) + more

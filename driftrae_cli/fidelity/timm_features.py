@@ -8,7 +8,7 @@ import difflib
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,7 +21,7 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from driftrae_cli.errors import ConfigError, NumericsError, WeightsError
+from driftrae_cli.errors import ConfigError, NumericsError, WeightsError, some
 
 DINOV2, CLIP = "dinov2", "clip"
 TIMM = "timm:"
@@ -331,17 +331,13 @@ def _differences(error: Exception) -> str:
         "not expected": _quoted(r"Unexpected key\(s\) in state_dict: (.*)", text),
         "of another shape": [f"{name} {has} instead of {wants}" for name, has, wants in shapes],
     }
-    return "; ".join(f"{_some(names)} {problem}" for problem, names in problems.items() if names)
+    found = [f"{some(n, _SHOWN)} {problem}" for problem, n in problems.items() if n]
+    return "; ".join(found)
 
 
 def _quoted(line: str, text: str) -> list[str]:
     found = re.search(line, text)
     return re.findall(r'"(.+?)"', found[1]) if found else []
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
 
 
 def _out_of_reach(name: str, extractor: str, error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 import torch
 
-from driftrae_cli.data.listing import Names, first_of_each, some
+from driftrae_cli.data.listing import Names, first_of_each
 
 
 def test_names_come_back_as_they_were() -> None:
@@ -21,8 +21,3 @@ def test_the_first_of_each_class_are_those_of_a_loop() -> None:
         seen[label] += 1
     assert first_of_each(labels, 7).tolist() == wanted
     assert first_of_each(labels, None).tolist() == list(range(20_000))
-
-
-def test_long_lists_are_cut_short() -> None:
-    assert some(map(str, range(3))) == "0, 1, 2"
-    assert some(map(str, range(30)), 2) == "0, 1 and 28 more"

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import io
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 from process_tasks import plain_extractor
-from sampling import write_student
+from sampling import Heard, write_student
 from torch import Tensor
+from web_stand_in import WebStandIn
 
 from driftrae_cli.data.reading import BadFiles
 from driftrae_cli.data.shapes import CLASS_NAMES, render
@@ -23,6 +24,7 @@ from driftrae_cli.engine.evaluate import Evaluation, evaluate
 from driftrae_cli.engine.extractors import (
     SHAPES_SCORER,
     Extractor,
+    inception_file,
     open_extractor,
     open_extractors,
 )
@@ -33,7 +35,7 @@ from driftrae_cli.engine.picture_sets import from_files
 from driftrae_cli.engine.protocol import Protocol
 from driftrae_cli.engine.report import NullReporter
 from driftrae_cli.engine.world import World, alone
-from driftrae_cli.errors import ConfigError, NumericsError, WeightsError
+from driftrae_cli.errors import ConfigError, HubError, NumericsError, WeightsError
 from driftrae_cli.fidelity.frechet import GaussianStats, frechet_distance
 from driftrae_cli.models.feature_net import FeatureNet, FeatureNetConfig
 from driftrae_cli.models.rae import RAE
@@ -436,3 +438,65 @@ def test_classes_of_every_set_are_compared(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"other and the reference .* class 0 is 0-x for"):
             score(*targets, tmp_path=tmp_path, reference=reference, features=(SHAPES_SCORER,))
     assert not (tmp_path / "r.jsonl").exists()
+
+
+# Where the weights of Inception come from
+
+
+@pytest.fixture
+def hub_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    return tmp_path / "hub" / "checkpoints"
+
+
+@pytest.fixture
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[WebStandIn]:
+    """A server of the weights, with a content of ours for the published one."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    content = b"weights"
+    monkeypatch.setattr(module, "PUBLISHED_SHA256", hashlib.sha256(content).hexdigest()[:8])
+    with WebStandIn({"weights.pth": content}) as server:
+        monkeypatch.setattr(module, "published_url", lambda: f"{server.url}/weights.pth")
+        yield server
+
+
+def test_the_users_weights_are_taken_as_they_are(web: WebStandIn, tmp_path: Path) -> None:
+    assert inception_file(tmp_path / "mine.pth", NullReporter()) == tmp_path / "mine.pth"
+    assert web.asked == []
+
+
+def test_the_published_weights_are_downloaded_once(web: WebStandIn, hub_folder: Path) -> None:
+    heard = Heard()
+    file = inception_file(None, heard)
+    assert file == hub_folder / "weights.pth"
+    assert file.read_bytes() == web.files["weights.pth"]
+    assert any("downloading weights.pth" in text for text in heard.texts)
+    web.asked.clear()
+    assert inception_file(None, NullReporter()) == file
+    assert web.asked == []
+
+
+def test_a_download_that_broke_off_goes_on(web: WebStandIn, hub_folder: Path) -> None:
+    web.breaks["weights.pth"] = [3, 0]
+    with pytest.raises(HubError, match="Run the same command again to continue"):
+        inception_file(None, NullReporter())
+    assert inception_file(None, NullReporter()).read_bytes() == web.files["weights.pth"]
+    assert "bytes=3-" in web.ranges
+
+
+def test_a_download_with_another_hash_is_not_kept(web: WebStandIn, hub_folder: Path) -> None:
+    web.files["weights.pth"] = b"something else"
+    with pytest.raises(HubError, match="is not what it was published as, so it was not kept"):
+        inception_file(None, NullReporter())
+    assert list(hub_folder.iterdir()) == []
+
+
+def test_without_network_it_is_said_where_to_put_the_weights(
+    web: WebStandIn, hub_folder: Path
+) -> None:
+    del web.files["weights.pth"]
+    with pytest.raises(HubError) as raised:
+        inception_file(None, NullReporter())
+    text = str(raised.value)
+    assert text.startswith(f"Inception's weights: {web.url}/weights.pth: ")
+    assert "--inception-weights" in text and str(hub_folder / "weights.pth") in text

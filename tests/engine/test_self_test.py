@@ -5,7 +5,6 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -104,7 +103,7 @@ def web(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[WebStandIn]
     monkeypatch.chdir(tmp_path)
     weights = tmp_path / "weights.pth"
     weights.write_bytes(b"")
-    monkeypatch.setattr(module, "inception_file", lambda given: given or weights)
+    monkeypatch.setattr(module, "inception_file", lambda given, _: given or weights)
     plain = Extractor("inception", "FID", 12, "plain", extracted)
     for user in (module, extractors):
         monkeypatch.setattr(user, "open_extractor", lambda *_: plain)
@@ -288,21 +287,17 @@ def test_a_transfer_that_breaks_off_goes_on_the_next_time(web: WebStandIn, folde
 def test_without_weights_of_inception_it_is_skipped(
     web: WebStandIn, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unknown(*_: object, **__: object) -> None:
-        raise URLError("no network")
-
-    from driftrae_cli.fidelity.inception import inception_file
-
-    monkeypatch.setattr(module, "inception_file", inception_file)
+    url = f"{web.url}/weights-inception-2015-12-05.pth"
+    monkeypatch.setattr(module, "inception_file", extractors.inception_file)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", unknown)
+    monkeypatch.setattr(extractors, "published_url", lambda: url)
     with pytest.raises(HubError) as caught:
         run()
     text = str(caught.value)
-    assert text.startswith("the self-test was skipped: Inception's weights can not be downloaded")
+    assert text.startswith(f"the self-test was skipped: Inception's weights: {url}: ")
     assert "weights-inception-2015-12-05" in text and str(tmp_path / "hub") in text
     assert f"  {web.url}/{SAMPLES}\n  {web.url}/{REFERENCE}" in text
-    assert web.asked == []
+    assert {name for _, name, *_ in web.asked} == {url.rpartition("/")[2]}
     put(web, folder)
     with pytest.raises(HubError) as caught:
         run()
@@ -394,8 +389,17 @@ def test_a_full_disk_is_no_reason_to_skip(
     assert advice == "DRIFTRAE_CACHE names another folder for it."
 
 
-def test_only_the_main_process_downloads(web: WebStandIn) -> None:
-    heard = Heard()
+def test_every_machine_downloads_what_it_lacks_once(
+    web: WebStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The main process first, and then the others, of which some are on other machines."""
+    turns: list[str] = []
+    monkeypatch.setattr(World, "share", lambda _, value: turns.append("turn") or value)
+    monkeypatch.setattr(module, "_get", lambda *_: turns.append("get"))
     with pytest.raises(DataError, match="no such file"):
-        run(world=World(1, 1, CPU), reporter=heard)
-    assert web.asked == [] and heard.texts == []
+        run(world=World(0, 1, CPU))
+    assert turns[:2] == ["get", "turn"]
+    turns.clear()
+    with pytest.raises(DataError, match="no such file"):
+        run(world=World(1, 2, CPU))
+    assert turns[:2] == ["turn", "get"]

@@ -1,8 +1,6 @@
 """Inception's features against torch-fidelity's own forward pass, on random weights."""
 
-import io
 import pickle
-from urllib.error import URLError
 
 import pytest
 import torch
@@ -11,7 +9,7 @@ from random_inception import save_random_inception
 from torch import nn
 
 from driftrae_cli.errors import NumericsError, WeightsError
-from driftrae_cli.fidelity.inception import Inception, inception_file
+from driftrae_cli.fidelity.inception import PUBLISHED_SHA256, Inception, published_url
 
 CPU = torch.device("cpu")
 
@@ -190,61 +188,9 @@ def test_no_such_file(tmp_path):
         Inception.load(tmp_path / "nowhere.pth", CPU)
 
 
-# Where the weights come from
-
-
-@pytest.fixture
-def hub_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    return tmp_path / "hub" / "checkpoints"
-
-
-def test_the_users_file_is_taken_as_it_is(tmp_path):
-    assert inception_file(tmp_path / "mine.pth") == tmp_path / "mine.pth"
-
-
-def _web(monkeypatch, answer):
-    asked = []
-
-    def urlopen(request):
-        asked.append(request.full_url)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    monkeypatch.setattr(torch.hub, "urlopen", urlopen)
-    return asked
-
-
-def test_a_file_that_is_there_is_not_downloaded_again(hub_folder, monkeypatch):
-    asked = _web(monkeypatch, URLError("no network"))
-    hub_folder.mkdir(parents=True)
-    file = hub_folder / "weights-inception-2015-12-05-6726825d.pth"
-    file.write_bytes(b"x")
-    assert inception_file(None) == file
-    assert asked == []
-
-
-def test_no_network_and_no_weights(hub_folder, monkeypatch):
-    asked = _web(monkeypatch, URLError("no network"))
-    with pytest.raises(WeightsError) as raised:
-        inception_file(None)
-    text = str(raised.value)
-    assert "no network" in text and "--inception-weights" in text
-    assert asked[0] in text and asked[0].startswith("https://github.com/toshas/torch-fidelity/")
-    assert str(hub_folder / "weights-inception-2015-12-05-6726825d.pth") in text
-
-
-def test_a_download_with_another_hash_is_not_kept(hub_folder, monkeypatch, capfd):
-    class Answer(io.BytesIO):
-        def info(self):
-            return type("Headers", (), {"get_all": lambda *_: None})()
-
-    _web(monkeypatch, Answer(b"something else"))
-    with pytest.raises(WeightsError, match="invalid hash value"):
-        inception_file(None)
-    assert list(hub_folder.iterdir()) == []
-    assert capfd.readouterr().out == ""
+def test_the_published_file_is_named_after_its_hash():
+    assert published_url().startswith("https://github.com/toshas/torch-fidelity/")
+    assert published_url().endswith(f"-{PUBLISHED_SHA256}.pth")
 
 
 def test_resizing_is_tensorflows(inception):
