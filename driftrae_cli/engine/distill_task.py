@@ -16,6 +16,7 @@ from driftrae_cli.engine.class_match import labels_for, some_of
 from driftrae_cli.engine.distill_step import DriftDistillation
 from driftrae_cli.engine.fit import micro_batch_for
 from driftrae_cli.engine.latent_data import OpenData, check_data_exists, open_data, prepare_latents
+from driftrae_cli.engine.latents import encoding_settings
 from driftrae_cli.engine.load import (
     FlowCheckpoint,
     check_latents,
@@ -24,7 +25,7 @@ from driftrae_cli.engine.load import (
     model_file,
     own_autoencoder,
 )
-from driftrae_cli.engine.obtain import obtain
+from driftrae_cli.engine.obtain import at_hand, obtain
 from driftrae_cli.engine.parallel import shard
 from driftrae_cli.engine.phases import Phases, unmeasured
 from driftrae_cli.engine.report import Reporter
@@ -75,6 +76,7 @@ def open_recipe(config: DistillConfig, world: World, reporter: Reporter) -> Open
     rae = load_rae(rae_reference, world.device, reporter)
     park_decoder(rae)
     check_latents(flow, rae)
+    world.on_main(lambda: _check_space(config.teacher, flow, rae_reference, rae, reporter))
     weights = {
         "teacher": model_file(config.teacher, reporter),
         "rae": obtain(rae_reference, reporter),
@@ -97,11 +99,39 @@ def _fetch_once(fetch: Callable[[], object], world: World) -> None:
         world.on_main(fetch)
 
 
+def _check_space(
+    teacher: str, flow: FlowCheckpoint, rae_reference: str, rae: RAE, reporter: Reporter
+) -> None:
+    """The teacher knows the latents of its own autoencoder, where equal shapes are not enough.
+
+    Raises:
+        ConfigError: `rae` encodes otherwise than the teacher's own.
+    """
+    own = flow.rae
+    if own is None or own == rae_reference:
+        return
+    file = at_hand(own)
+    if file is None:
+        reporter.message(
+            f"warning: {teacher} was trained in the latents of {own}, which is not here; those of "
+            f"{rae_reference} have the same shape, and have to be the same"
+        )
+        return
+    its = encoding_settings(load_rae(str(file), torch.device("cpu"), reporter))
+    given = encoding_settings(rae)
+    other = [name for name, setting in its.items() if setting != given.get(name)]
+    if other:
+        raise ConfigError(
+            f"{teacher} was trained in the latents of {own}, and {rae_reference} makes others "
+            f"(not the same: {', '.join(other)}); give --rae {own}"
+        )
+
+
 def _check_counts(config: DistillConfig, classes: int, tokens: int) -> None:
     """Find, before anything is computed, what a step could not do."""
     if config.step.classes > classes:
         raise ConfigError(
-            f"step.classes: {config.step.classes} is more than the data set's {classes} classes"
+            f"step.classes: {config.step.classes} is more than the teacher's {classes} classes"
         )
     for size in config.field.group:
         block_shape(tokens, size)

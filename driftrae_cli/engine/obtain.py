@@ -91,6 +91,17 @@ def find(reference: str, reporter: Reporter) -> Path:
     return (_own_inside(path) if path.is_dir() else None) or path
 
 
+def at_hand(reference: str) -> Path | None:
+    """The file of ours that a reference means, if nothing has to be fetched or converted for it."""
+    if reference in KNOWN:
+        return _made_before(reference, KNOWN[reference].entries)
+    if reference.startswith(HUB):
+        return _made_before(reference, {"source": reference})
+    path = BUILT_IN.get(reference, Path(reference))
+    model = _own_inside(path) if path.is_dir() else path
+    return model if model and own_header(model) is not None else None
+
+
 @contextmanager
 def as_given(places: Mapping[str, Path]) -> Iterator[None]:
     """Have errors name what was given: nobody knows the paths in a cache.

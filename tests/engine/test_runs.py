@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from sampling import Heard
 
 from driftrae_cli.config.load import load
 from driftrae_cli.config.schema import DataConfig, DistillConfig, PretrainConfig
@@ -323,7 +324,7 @@ def test_a_student_is_not_a_teacher(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "text"),
     [
-        ("step.classes=11", r"step\.classes: 11 is more than the data set's 10 classes"),
+        ("step.classes=11", r"step\.classes: 11 is more than the teacher's 10 classes"),
         ("field.group=3", "blocks of 3x3 do not tile 16 tokens"),
     ],
 )
@@ -500,6 +501,49 @@ def test_models_of_different_latents_are_refused_before_the_run_exists(tmp_path:
     assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match=text):
         _teacher(tmp_path / "run", "teacher.init=shapes-teacher", f"rae={rae}")
+
+
+def _restated_rae(path: Path) -> Path:
+    """The built-in autoencoder with other latent statistics: latents of the same shape."""
+    rae = load_rae("shapes-rae", torch.device("cpu"))
+    rae.set_statistics(rae.latent_mean + 1, rae.latent_var)
+    save_model(path, rae, "rae", rae.config)
+    return path
+
+
+def test_latents_that_the_teacher_does_not_know_are_refused(tmp_path: Path) -> None:
+    rae = _restated_rae(tmp_path / "rae.safetensors")
+    text = (
+        rf"shapes-teacher was trained in the latents of shapes-rae, and {rae} makes others "
+        r"\(not the same: latent statistics\); give --rae shapes-rae"
+    )
+    with pytest.raises(ConfigError, match=text):
+        _distill(tmp_path / "run", f"rae={rae}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_file_of_the_teachers_latents_will_do(tmp_path: Path) -> None:
+    """With another decoder, say: it has no part in the latents."""
+    rae = load_rae("shapes-rae", torch.device("cpu"))
+    with torch.no_grad():
+        next(rae.decoder.parameters()).add_(1)
+    save_model(tmp_path / "rae.safetensors", rae, "rae", rae.config)
+    assert Path(_distill(tmp_path / "run", f"rae={tmp_path / 'rae.safetensors'}")).exists()
+
+
+def test_an_autoencoder_that_is_not_here_cannot_be_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is downloaded only to compare."""
+    monkeypatch.setenv("DRIFTRAE_CACHE", str(tmp_path / "cache"))
+    teacher, heard = tmp_path / "teacher.safetensors", Heard()
+    flow = load_flow("shapes-teacher", torch.device("cpu"))
+    metadata = flow_metadata("teacher", "rae-dinov2-b", flow.shift, flow.class_names)
+    save_model(teacher, flow.model, "ditdh", flow.model.config, metadata)
+    config = load("shapes", [*SMALL, f"teacher={teacher}"], DistillConfig)
+    distill(config, tmp_path / "run", reporter=heard, world=WORLD)
+    [told] = [text for text in heard.texts if "was trained in the latents of" in text]
+    assert told.startswith(f"warning: {teacher} was trained in the latents of rae-dinov2-b")
 
 
 def test_a_student_inherits_its_teachers_licence(tmp_path: Path) -> None:
