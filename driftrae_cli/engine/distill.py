@@ -16,7 +16,7 @@ from driftrae_cli.engine.load import load_flow
 from driftrae_cli.engine.metrics_log import METRICS_FILE, read_metrics
 from driftrae_cli.engine.obtain import own_header
 from driftrae_cli.engine.report import Reporter
-from driftrae_cli.engine.rundir import open_run
+from driftrae_cli.engine.rundir import check_out, open_run
 from driftrae_cli.engine.running_evaluation import RunningEvaluation
 from driftrae_cli.engine.status import FAILURE_FILE
 from driftrae_cli.engine.trackers import Tracker, open_trackers
@@ -58,6 +58,7 @@ def distill(config: DistillConfig, out: Path, *, reporter: Reporter, world: Worl
     Raises:
         DriftraeError: a setting, file or number that stops the run; the text says what to do.
     """
+    world.on_main(lambda: check_out(out, config))  # before anything is downloaded
     made = world.on_main(lambda: max(checkpoint_steps(out / FOLDER), default=0))
     check_steps(made, config.optim.steps)  # before anything is loaded or changed
     opened = open_recipe(config, world, reporter)

@@ -50,7 +50,7 @@ from driftrae_cli.engine.pretrain_objectives import (
 )
 from driftrae_cli.engine.reference_pictures import REFERENCE_SEED
 from driftrae_cli.engine.report import Reporter
-from driftrae_cli.engine.rundir import open_run
+from driftrae_cli.engine.rundir import check_out, open_run
 from driftrae_cli.engine.runtime import pick_device
 from driftrae_cli.engine.sample import ROUND, TEACHER_STEPS, LatentGenerator
 from driftrae_cli.engine.sample_labels import BALANCED, plan_labels
@@ -164,6 +164,7 @@ def _with_autoencoder(
     config: PretrainConfig, rae: str, out: Path, reporter: Reporter, device: torch.device
 ) -> PretrainResult:
     """The teacher alone, on latents of an autoencoder that exists."""
+    check_out(out, config)
     check_data_exists(config.data)
     autoencoder = load_rae(rae, device, reporter)
     data = open_data(config.data, autoencoder)

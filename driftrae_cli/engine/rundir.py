@@ -63,7 +63,7 @@ def open_run(
     _check_ours(out)
     with held(out, _WRITTEN):
         if _has_begun(out):
-            _check_same_config(out / _CONFIG, config, reporter)
+            _tell_other_steps(_check_same_config(out / _CONFIG, config), config, reporter)
             then = _read_provenance(out / _PROVENANCE)
             _check_same_inputs(out / _PROVENANCE, then, weights, data_fingerprint)
             _tell_other_precision(then, _precision(config, world), reporter)
@@ -72,6 +72,17 @@ def open_run(
             write_text(out / _PROVENANCE, json.dumps(provenance, indent=2) + "\n")
         write_text(out / _CONFIG, config_yaml(config))
         yield
+
+
+def check_out(out: Path, config: RunConfig) -> None:
+    """Find what `open_run` would refuse in `out` itself, before anything is downloaded.
+
+    Raises:
+        OutputError: `out` is somebody else's, or holds the same run with other settings.
+    """
+    _check_ours(out)
+    if _has_begun(out):
+        _check_same_config(out / _CONFIG, config)
 
 
 @contextmanager
@@ -184,7 +195,8 @@ def _has_begun(out: Path) -> bool:
     return any(files) or any(out.rglob("checkpoints/step-*.json"))
 
 
-def _check_same_config(config_file: Path, config: RunConfig, reporter: Reporter) -> None:
+def _check_same_config(config_file: Path, config: RunConfig) -> RunConfig:
+    """The configuration of the run so far."""
     # Read with today's schema, so that a field which is new since then has its default.
     try:
         then = read_config(config_file, type(config))
@@ -211,11 +223,13 @@ def _check_same_config(config_file: Path, config: RunConfig, reporter: Reporter)
                 ]
             )
         )
-    if isinstance(config, DistillConfig) and isinstance(then, DistillConfig):
-        _tell_other_steps(then.optim.steps, config.optim.steps, reporter)
+    return then
 
 
-def _tell_other_steps(then: int, now: int, reporter: Reporter) -> None:
+def _tell_other_steps(before: RunConfig, config: RunConfig, reporter: Reporter) -> None:
+    if not (isinstance(config, DistillConfig) and isinstance(before, DistillConfig)):
+        return
+    then, now = before.optim.steps, config.optim.steps
     if then != now:
         reporter.message(
             f"optim.steps: {then} then, {now} now; the learning rate, which falls until the last "

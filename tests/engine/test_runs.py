@@ -503,6 +503,27 @@ def test_models_of_different_latents_are_refused_before_the_run_exists(tmp_path:
         _teacher(tmp_path / "run", "teacher.init=shapes-teacher", f"rae={rae}")
 
 
+def test_the_folder_is_looked_at_before_anything_is_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_late(*_: object) -> None:
+        raise AssertionError
+
+    taken, run, teacher = tmp_path / "file", tmp_path / "run", tmp_path / "teacher"
+    taken.touch()
+    _distill(run)
+    _teacher(teacher)
+    monkeypatch.setattr("driftrae_cli.engine.distill.open_recipe", too_late)
+    monkeypatch.setattr("driftrae_cli.engine.pretrain.load_rae", too_late)
+    for make in (_distill, _teacher):
+        with pytest.raises(OutputError, match=r"file: exists and is not a run of driftrae"):
+            make(taken)
+    with pytest.raises(OutputError, match=r"other settings:\n  seed: 0 then, 7 now"):
+        _distill(run, "seed=7")
+    with pytest.raises(OutputError, match=r"other settings:\n  seed: 0 then, 7 now"):
+        _teacher(teacher, "seed=7")
+
+
 def _restated_rae(path: Path) -> Path:
     """The built-in autoencoder with other latent statistics: latents of the same shape."""
     rae = load_rae("shapes-rae", torch.device("cpu"))
