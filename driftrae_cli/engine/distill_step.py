@@ -34,6 +34,8 @@ from driftrae_cli.errors import DataError
 from driftrae_cli.models.ditdh import DiTDH
 from driftrae_cli.models.generator import OneStepGenerator
 
+_ALIKE = 1e-5  # of the root mean square; float32 samples that differ less are the same
+
 
 def to_tokens(latents: Tensor) -> Tensor:
     """[..., D, H, W] -> [..., C, D] with C = H * W in row-major order."""
@@ -78,11 +80,13 @@ class _Sampled:
 def diversity(gen_NCD: Tensor, pos_PCD: Tensor) -> Tensor:
     """Spread of the generated samples of a class over that of the real ones, a scalar.
 
-    Root of the variances, summed over tokens and channels; 1 is as varied as the data.
+    Root of the variances, summed over tokens and channels; 1 is as varied as the data. It is 1
+    too where the real samples are all alike, up to rounding: a class of one picture has no spread
+    to compare with.
     """
-    tiny = torch.finfo(gen_NCD.dtype).tiny
-    spread = [part.var(0, correction=0).sum() for part in (gen_NCD, pos_PCD)]
-    return (spread[0] / spread[1].clamp_min(tiny)).sqrt()
+    gen, pos = (part.var(0, correction=0).sum() for part in (gen_NCD, pos_PCD))
+    rounding = pos_PCD.square().mean(0).sum() * _ALIKE**2
+    return torch.where(pos > rounding, (gen / pos).sqrt(), 1.0)
 
 
 class DriftDistillation:

@@ -193,6 +193,15 @@ def test_diversity_is_one_for_samples_as_varied_as_the_data() -> None:
     assert diversity(pos[:1].expand(9, -1, -1), pos).item() == 0
 
 
+def test_a_class_of_one_picture_has_no_spread_to_compare_with() -> None:
+    rng = torch.Generator().manual_seed(0)
+    one, gen = torch.randn(1, 4, 8, generator=rng), torch.randn(50, 4, 8, generator=rng)
+    for repeated in (one, one * 1e-20, one * 1e9, torch.zeros_like(one)):
+        assert diversity(gen, repeated.expand(77, -1, -1)).item() == 1
+    barely = one + 1e-3 * torch.randn(77, 4, 8, generator=rng)
+    assert diversity(gen, barely).item() == pytest.approx(1e3, rel=0.1)
+
+
 def test_a_step_says_which_class_is_not_finite() -> None:
     task, _ = _task(None, FieldSettings())
     assert task(STEP).diagnose() == ""
