@@ -1,4 +1,4 @@
-"""Writing files so that a crash leaves the old content or the new, never a piece."""
+"""Writing files so that a crash leaves the old content or the new, never a piece of it."""
 
 import json
 import os
@@ -57,6 +57,29 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic_file(path) as partial:
         partial.write_text(text)
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add lines to a text file, all of them or none. What is there stays.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
+    try:
+        with path.open("a+b", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            # Half a line, which a killed process left, must not swallow the next.
+            torn = size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"
+            rest = memoryview((("\n" if torn else "") + text).encode())
+            try:
+                while rest:
+                    rest = rest[file.write(rest) :]
+                os.fsync(file.fileno())  # some file systems notice only now that they are full
+            except OSError:
+                file.truncate(size)
+                raise
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def sort_metadata(path: Path) -> None:

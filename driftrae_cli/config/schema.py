@@ -295,8 +295,8 @@ class TeacherTrainConfig:
 class PretrainLogConfig:
     """How often something is written, in steps, and how much is scored at the end."""
 
-    metrics_every: int = setting(20, "a line in metrics.jsonl", min=1)
-    checkpoint_every: int = setting(500, "a checkpoint to resume from", min=1)
+    metrics_every: int = setting(20, "a line in metrics.jsonl", min=1, may_change=True)
+    checkpoint_every: int = setting(500, "a checkpoint to resume from", min=1, may_change=True)
     scored_per_class: int = setting(200, "pictures of each class scored at the end", min=2)
 
 

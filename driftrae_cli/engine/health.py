@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import mean, median
 
 from driftrae_cli.engine.metrics_log import DIVERSITY, FIELD, Logged, label
-from driftrae_cli.errors import OutputError
+from driftrae_cli.files import append_text
 
 COLLAPSED = 0.25  # of the data's spread; below it a class is nearly one picture
 SCATTERED = 4.0  # of the data's spread
@@ -203,11 +203,7 @@ def write_warnings(run: Path, new: Iterable[Warned]) -> None:
         OutputError: they cannot be written.
     """
     lines = [json.dumps(asdict(warned), ensure_ascii=False) + "\n" for warned in new]
-    try:
-        with (run / _FILE).open("a") as file:
-            file.writelines(lines)
-    except OSError as error:
-        raise OutputError(f"{run / _FILE}: cannot be written ({error.strerror})") from error
+    append_text(run / _FILE, "".join(lines))
 
 
 def _read(line: str) -> Warned | None:

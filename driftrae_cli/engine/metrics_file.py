@@ -1,13 +1,14 @@
 """`metrics.jsonl`: one line per logged step, each step once, whatever happens to the run."""
 
 import json
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from driftrae_cli.engine.metrics_log import read_line
 from driftrae_cli.engine.report import Reporter
-from driftrae_cli.files import make_folder, write_text
+from driftrae_cli.errors import OutputError
+from driftrae_cli.files import append_text, make_folder, write_text
 
 
 class MetricsFile:
@@ -25,7 +26,7 @@ class MetricsFile:
         """
         make_folder(self._path.parent)
         text = self._path.read_text(errors="replace") if self._path.exists() else ""
-        kept = "".join(f"{line}\n" for line in text.splitlines() if _step_of(line) <= step)
+        kept = "".join(f"{line}\n" for line in text.splitlines() if _is_up_to(step, line))
         if kept != text:
             write_text(self._path, kept)
 
@@ -35,16 +36,15 @@ class MetricsFile:
         self._waiting.append(json.dumps({"step": step, **metrics}) + "\n")
         try:
             self._flush()
-        except OSError as error:
+        except OutputError as error:
             if not told:
                 self._reporter.message(
-                    f"{self._path}: cannot be written ({error.strerror}); training goes on, and "
-                    "lines wait until there is room"
+                    f"{error}; training goes on, and lines wait until there is room"
                 )
 
     def close(self) -> None:
         """Try once more with lines that found no room; say which never did."""
-        with suppress(OSError):
+        with suppress(OutputError):
             self._flush()
         if self._waiting:
             self._reporter.message(
@@ -54,27 +54,11 @@ class MetricsFile:
 
     def _flush(self) -> None:
         if self._waiting:
-            _append(self._path, "".join(self._waiting).encode())
+            append_text(self._path, "".join(self._waiting))
             self._waiting.clear()
 
 
-def _append(path: Path, data: bytes) -> None:
-    """All of the data or, where that fails, nothing."""
-    with path.open("ab", buffering=0) as file:
-        size = file.seek(0, os.SEEK_END)
-        rest = memoryview(data)
-        try:
-            while rest:
-                rest = rest[file.write(rest) :]
-            os.fsync(file.fileno())  # some file systems notice only now that they are full
-        except OSError:
-            file.truncate(size)
-            raise
-
-
-def _step_of(line: str) -> float:
-    """Step of a line; one that a crash cut short counts as never written."""
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
+def _is_up_to(step: int, line: str) -> bool:
+    """Whether a line is of an earlier step or this; half of one counts as never written."""
+    logged = read_line(line)
+    return logged is not None and logged.step <= step

@@ -28,15 +28,16 @@ def read_metrics(file: Path) -> list[Logged]:
         lines = file.read_text(errors="replace").splitlines()
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return [logged for line in lines if (logged := _logged(line))]
+    return [logged for line in lines if (logged := read_line(line))]
 
 
-def _logged(line: str) -> Logged | None:
+def read_line(line: str) -> Logged | None:
+    """What a line says; None for one that a crash cut short, or somebody else's."""
     try:
         values = json.loads(line)
         numbers = {name: float(v) for name, v in values.items() if isinstance(v, int | float)}
         return Logged(int(numbers.pop("step")), numbers)
-    except (ValueError, KeyError, AttributeError, OverflowError):
+    except (ValueError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from driftrae_cli.engine.digest import digest_of
 from driftrae_cli.errors import OutputError
-from driftrae_cli.files import make_folder
+from driftrae_cli.files import append_text, make_folder
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,7 @@ def append(file: Path, record: Record) -> None:
     make_folder(file.parent)
     line = {"key": record.key, "request": dict(record.request), "result": dict(record.result),
             "about": dict(record.about)}  # fmt: skip
-    try:
-        torn = file.exists() and not file.read_bytes().endswith(b"\n") and file.stat().st_size
-        with file.open("a", encoding="utf-8") as out:
-            # A line that a killed process left half written must not swallow this one.
-            out.write(("\n" if torn else "") + json.dumps(line, allow_nan=False) + "\n")
-    except OSError as error:
-        raise OutputError(f"{file}: cannot be written ({error.strerror})") from error
+    append_text(file, json.dumps(line, allow_nan=False) + "\n")
 
 
 def _records(file: Path) -> Iterator[Record]:

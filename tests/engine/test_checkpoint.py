@@ -360,7 +360,7 @@ def test_a_run_survives_a_full_disk(tmp_path: Path, small_disk: Path) -> None:
     assert not [text for text in told if "step 64" in text]
 
 
-@pytest.mark.parametrize("fails_at", ["write", "fsync"])
+@pytest.mark.parametrize("fails_at", ["pread", "fsync"])
 def test_a_line_that_cannot_be_written_waits_for_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: str
 ) -> None:
@@ -373,10 +373,7 @@ def test_a_line_that_cannot_be_written_waits_for_the_next(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        if fails_at == "fsync":
-            patch.setattr("driftrae_cli.engine.metrics_file.os.fsync", full)
-        else:
-            patch.setattr("driftrae_cli.engine.metrics_file._append", full)
+        patch.setattr(f"driftrae_cli.files.os.{fails_at}", full)
         log.write(2, {"loss": 2.0})
         log.write(3, {"loss": 3.0})
         assert path.read_text() == '{"step": 1, "loss": 1.0}\n'
