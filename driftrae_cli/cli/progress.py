@@ -100,6 +100,19 @@ def _fitting(texts: Iterable[str], width: int) -> str:
     return line
 
 
+class _Told:
+    """What has been said: a run reads a bad file in several passes, and tells it in each."""
+
+    def __init__(self) -> None:
+        self._texts: set[str] = set()
+
+    def is_new(self, text: str) -> bool:
+        """Whether nobody has asked this of the text before."""
+        known = text in self._texts
+        self._texts.add(text)
+        return not known
+
+
 class BarReporter:
     """One bar per phase, with the time left, and below it the newest numbers.
 
@@ -111,9 +124,11 @@ class BarReporter:
         self._live: Live | None = None
         self._bar = Progress(console=terminal)
         self._numbers = Text()
+        self._told = _Told()
 
     def message(self, text: str) -> None:
-        self._terminal.print(Text(text))
+        if self._told.is_new(text):
+            self._terminal.print(Text(text))
 
     def start(self, phase: str, total: int, done: int = 0) -> None:
         self.close()
@@ -163,9 +178,11 @@ class LineReporter:
         self._phase, self._total, self._first, self._step = "", 0, 0, 0
         self._began = self._last_line = 0.0
         self._numbers: Mapping[str, float] = {}
+        self._told = _Told()
 
     def message(self, text: str) -> None:
-        self._write(text)
+        if self._told.is_new(text):
+            self._write(text)
 
     def start(self, phase: str, total: int, done: int = 0) -> None:
         self._phase, self._total, self._first, self._step = phase, total, done, done
@@ -198,9 +215,11 @@ class ProcessReporter:
 
     def __init__(self, rank: str, write: Callable[[str], object] = _to_stderr) -> None:
         self._rank, self._write = rank, write
+        self._told = _Told()
 
     def message(self, text: str) -> None:
-        self._write(f"process {self._rank}: {text}")
+        if self._told.is_new(text):
+            self._write(f"process {self._rank}: {text}")
 
     def start(self, phase: str, total: int, done: int = 0) -> None:
         pass

@@ -8,7 +8,7 @@ class Reporter(Protocol):
     """Receives progress. Phases follow each other, they do not nest."""
 
     def message(self, text: str) -> None:
-        """Say something once."""
+        """Say something; the same words again in one run say nothing new."""
 
     def start(self, phase: str, total: int, done: int = 0) -> None:
         """Begin a phase of `total` steps, `done` of which an earlier run has made."""

@@ -107,6 +107,23 @@ def test_messages_pass_through(log):
     assert lines == ["resuming [bold]"]
 
 
+def test_the_same_words_are_told_once(log):
+    """A run that scores reads a bad file again and again."""
+    screen = io.StringIO()
+    reporter, lines, _ = log
+    bar = BarReporter(Console(file=screen, width=80))
+    for shown in (reporter, bar, ProcessReporter("1", lines.append)):
+        for text in (
+            "skipped a.jpg: cut short",
+            "skipped b.jpg: empty",
+            "skipped a.jpg: cut short",
+        ):
+            shown.message(text)
+    told = ["skipped a.jpg: cut short", "skipped b.jpg: empty"]
+    assert lines == [*told, *(f"process 1: {text}" for text in told)]
+    assert screen.getvalue().splitlines() == told
+
+
 def test_bar_shows_phase_count_and_metrics_and_ends():
     screen = io.StringIO()
     reporter = BarReporter(Console(file=screen, force_terminal=True, width=120, highlight=False))
