@@ -84,7 +84,7 @@ def open_recipe(config: DistillConfig, world: World, reporter: Reporter) -> Open
     data = open_data(config.data, rae)
     labels = labels_for(flow.class_names, data)
     _, H, W = rae.latent_shape
-    _check_counts(config, len(flow.class_names), H * W)
+    check_counts(config, len(flow.class_names), H * W)
     return Opened(config, flow, rae, rae_reference, weights, data, labels)
 
 
@@ -127,8 +127,12 @@ def _check_space(
         )
 
 
-def _check_counts(config: DistillConfig, classes: int, tokens: int) -> None:
-    """Find, before anything is computed, what a step could not do."""
+def check_counts(config: DistillConfig, classes: int, tokens: int) -> None:
+    """Find, before anything is computed, what a step could not do.
+
+    Raises:
+        ConfigError: it wants more classes than there are, or groups that do not divide the tokens.
+    """
     if config.step.classes > classes:
         raise ConfigError(
             f"step.classes: {config.step.classes} is more than the teacher's {classes} classes"

@@ -13,6 +13,7 @@ from driftrae_cli.engine.build import DataConfig, DistillConfig
 from driftrae_cli.engine.catalogue import KNOWN
 from driftrae_cli.engine.costs import DeviceCost, Workload, checkpoint_bytes, device_costs, workload
 from driftrae_cli.engine.devices import ASSUMED_UTILISATION
+from driftrae_cli.engine.distill_task import check_counts
 from driftrae_cli.engine.obtain import find, is_name, own_header
 from driftrae_cli.engine.report import NullReporter
 from driftrae_cli.engine.step_plan import check_shares
@@ -98,13 +99,15 @@ def estimate(config: DistillConfig, processes: int) -> Costs | Unknown:
     """Count a recipe; on GPUs, in bf16 unless it says otherwise.
 
     Raises:
-        ConfigError: its classes cannot be shared out equally over the processes.
+        ConfigError: its classes cannot be shared out equally over the processes, or are more than
+            the teacher's.
     """
     check_shares(config.step.classes, processes)
     try:
         teacher, rae = _shapes(config)
     except DriftraeError as error:
         return Unknown(str(error))
+    check_counts(config, teacher.num_classes, teacher.input_size**2)
     streamed = _is_streamed(config.data)
     load = workload(
         config,
@@ -196,7 +199,11 @@ def _header(reference: str, kind: str) -> tuple[Mapping[str, Any], str | None]:
         )
     if header.get("kind") != kind:
         raise WeightsError(f"{reference}: is of kind {header.get('kind')}, not {kind}")
-    return json.loads(header["config"]), _partner(header.get("rae"), path)
+    try:
+        network = json.loads(header["config"])
+    except ValueError as error:
+        raise WeightsError(f"{reference}: its header is damaged ({error})") from error
+    return network, _partner(header.get("rae"), path)
 
 
 def _partner(rae: str | None, model: Path) -> str | None:

@@ -276,6 +276,12 @@ def test_the_papers_recipe():
     assert not card.fits and card.hours is None
 
 
+def test_more_classes_than_the_teacher_has_are_refused_as_by_the_run():
+    config = load("imagenet256-xl", ["data.source=nowhere", "step.classes=1001"], DistillConfig)
+    with pytest.raises(ConfigError, match=r"1001 is more than the teacher's 1000 classes"):
+        estimate(config, 1)
+
+
 def test_cards_with_24_gb_hold_shares():
     changes = ["data.source=nowhere", "compute.parallel=fsdp"]
     costs = estimate(load("imagenet256-xl", changes, DistillConfig), 8)
