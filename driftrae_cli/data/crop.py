@@ -16,6 +16,13 @@ CROP = "adm-centre"
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
+# Pictures too, so they must not vanish without a word; but Pillow reads them not, or not always.
+NOT_READ = (
+    ".apng", ".arw", ".avif", ".avifs", ".cr2", ".cr3", ".dib", ".dng", ".heic", ".heics",
+    ".heif", ".hif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpf", ".jpx", ".jxl", ".nef", ".pbm",
+    ".pcx", ".pfm", ".pgm", ".pnm", ".ppm", ".psd", ".qoi", ".svg", ".tga",
+)  # fmt: skip
+
 # What a file is, its bytes say: ImageNet has a PNG file that is called JPEG. Pillow's other
 # formats are left out, as some of them run programs (EPS) or are no single picture.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")

@@ -11,12 +11,17 @@ import torch
 from torch import Tensor
 
 from driftrae_cli.data.class_map import read_class_map, refuse_class_map
-from driftrae_cli.data.crop import SUFFIXES, decode
-from driftrae_cli.data.listing import Listing, Names, entries, has_suffix, naming, size_of
+from driftrae_cli.data.crop import NOT_READ, SUFFIXES, decode
+from driftrae_cli.data.listing import (
+    Listing,
+    Names,
+    entries,
+    has_suffix,
+    naming,
+    refuse_unread,
+    size_of,
+)
 from driftrae_cli.errors import DataError, printable, some
-
-# Pictures too, so they must not vanish without a word; but Pillow reads them not, or not always.
-_NOT_READ = (".avif", ".heic", ".heif", ".jfif", ".jp2", ".jxl", ".pgm", ".ppm", ".psd", ".svg")
 
 
 @dataclass(frozen=True)
@@ -102,12 +107,7 @@ def _source(
 
 def _pictures(folder: str, found: Sequence[os.DirEntry[str]]) -> list[os.DirEntry[str]]:
     """Those of a folder's entries that are pictures."""
-    lost = [entry.name for entry in found if has_suffix(entry, _NOT_READ)]
-    if lost:
-        raise DataError(
-            f"{printable(folder)}: {some(lost)}: pictures of this kind are not read, only "
-            f"{', '.join(SUFFIXES)}; convert them, or move them away"
-        )
+    refuse_unread(folder, (entry.name for entry in found if has_suffix(entry, NOT_READ)))
     return [entry for entry in found if has_suffix(entry, SUFFIXES)]
 
 
@@ -115,13 +115,23 @@ def _class_pictures(folder: os.DirEntry[str]) -> list[os.DirEntry[str]]:
     """Pictures of one class folder; folders in it with pictures would be left out."""
     found = entries(folder.path)
     for entry in found:
-        if entry.is_dir() and any(has_suffix(e, SUFFIXES) for e in entries(entry.path)):
+        below = _folder_below(entry) if entry.is_dir() else None
+        if below:
             raise DataError(
-                f"{printable(entry.path)}: pictures two folders deep, which would be left out: the "
+                f"{printable(below)}: pictures two folders deep, which would be left out: the "
                 "data are one folder with one folder of pictures per class; name "
                 f"{printable(folder.path)} as the data, or move the pictures up"
             )
     return _pictures(folder.path, found)
+
+
+def _folder_below(folder: os.DirEntry[str]) -> str | None:
+    """The first folder, of this one and those in it, that holds pictures of any kind."""
+    for path, folders, files in os.walk(folder.path):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if any(n.lower().endswith(SUFFIXES + NOT_READ) and n[0] != "." for n in files):
+            return path
+    return None
 
 
 def _check_classes(

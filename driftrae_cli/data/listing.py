@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from driftrae_cli.data.crop import CROP, UnreadableError
-from driftrae_cli.errors import DataError, printable
+from driftrae_cli.data.crop import CROP, SUFFIXES, UnreadableError
+from driftrae_cli.errors import DataError, printable, some
 
 
 class Names:
@@ -114,6 +114,23 @@ def _gap(present: list[int]) -> str:
     )
 
 
+def refuse_unread(where: str, names: Iterable[str]) -> None:
+    """Pictures of kinds that are not read would vanish without a word.
+
+    Args:
+        names: of those in `where`, if any.
+
+    Raises:
+        DataError: there are any.
+    """
+    lost = list(names)
+    if lost:
+        raise DataError(
+            f"{printable(where)}: {some(lost)}: pictures of this kind are not read, only "
+            f"{', '.join(SUFFIXES)}; convert them, or move them away"
+        )
+
+
 def entries(folder: str) -> list[os.DirEntry[str]]:
     """What a folder holds, sorted by name; hidden entries are left out.
 
@@ -138,5 +155,7 @@ def size_of(entry: os.DirEntry[str]) -> int:
 
 
 def has_suffix(entry: os.DirEntry[str], suffixes: Sequence[str]) -> bool:
-    """Whether a file ends in one of `suffixes`, in any case, and is no folder."""
-    return entry.name.lower().endswith(tuple(suffixes)) and not entry.is_dir()
+    """Whether a file, or a link that leads nowhere, ends in one of `suffixes`, in any case."""
+    if not entry.name.lower().endswith(tuple(suffixes)) or entry.is_dir():
+        return False
+    return entry.is_file() or entry.is_symlink()  # reading a pipe would wait for ever

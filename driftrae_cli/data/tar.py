@@ -17,8 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from driftrae_cli.data.crop import SUFFIXES, UnreadableError, decode
-from driftrae_cli.data.listing import Listing, Names, first_of_each, naming, numbered_classes
+from driftrae_cli.data.crop import NOT_READ, SUFFIXES, UnreadableError, decode
+from driftrae_cli.data.listing import (
+    Listing,
+    Names,
+    first_of_each,
+    naming,
+    numbered_classes,
+    refuse_unread,
+)
 from driftrae_cli.errors import DataError, printable, some
 
 _LONGEST_NUMBER = 18  # bytes of a `.cls`; more would not fit into 64 bits
@@ -76,11 +83,13 @@ class _Shard:
     Attributes:
         pictures: key -> (member's name, offset, bytes).
         numbers: key -> class number.
+        unread: names of pictures of other kinds.
     """
 
     path: str
     pictures: dict[str, tuple[str, int, int]] = field(default_factory=dict)
     numbers: dict[str, int] = field(default_factory=dict)
+    unread: list[str] = field(default_factory=list)
 
 
 def open_tars(paths: Sequence[str], image_size: int, per_class: int | None) -> TarSource:
@@ -142,6 +151,7 @@ def _read_headers(path: str) -> _Shard:
         raise DataError(_damaged(path, str(error))) from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    refuse_unread(path, shard.unread)
     return shard
 
 
@@ -165,6 +175,8 @@ def _note(shard: _Shard, member: tarfile.TarInfo, file: IO[bytes]) -> None:
             f"ends at the first dot ({printable(stem)}); give every picture and its .cls a name "
             "with one dot, or pack the tar without it"
         )
+    elif suffix.endswith(NOT_READ):
+        shard.unread.append(member.name)
 
 
 def _once(shard: _Shard, key: str, seen: dict[str, int] | dict[str, tuple[str, int, int]],

@@ -133,15 +133,35 @@ def test_pictures_two_folders_deep_are_not_lost(folder: Path, picture: Picture, 
     assert f"name {deep.parent} as the data" in refusal(folder)
 
 
+@pytest.mark.parametrize("name", ["b/c/deep.JPG", "b/c/d/deep.avif"])
+def test_pictures_deeper_still_are_not_lost(folder: Path, picture: Picture, name: str) -> None:
+    for other in (".hidden/0.png", "b/notes.txt"):
+        picture(folder / "ant" / "ok.png")
+        (folder / "ant" / other).parent.mkdir(exist_ok=True)
+        (folder / "ant" / other).write_text("x")
+    open_source(str(folder), 8)
+    deep = folder / "ant" / name
+    deep.parent.mkdir(parents=True)
+    deep.write_text("x")
+    assert refusal(folder).startswith(f"{deep.parent}: pictures two folders deep")
+
+
+def test_a_pipe_is_no_picture(folder: Path) -> None:
+    count = len(open_source(str(folder), 8))
+    os.mkfifo(folder / "ant" / "pipe.png")
+    assert len(open_source(str(folder), 8)) == count
+
+
 def test_pictures_beside_the_class_folders_are_not_lost(folder: Path, picture: Picture) -> None:
     picture(folder / "stray.png")
     assert refusal(folder).startswith(f"{folder}: stray.png: pictures beside the class folders")
 
 
-def test_pictures_of_kinds_that_are_not_read_are_not_lost(folder: Path) -> None:
-    (folder / "ant" / "new.AVIF").write_text("x")
+@pytest.mark.parametrize("name", ["new.AVIF", "old.jpe", "phone.heic", "scan.pnm"])
+def test_pictures_of_kinds_that_are_not_read_are_not_lost(folder: Path, name: str) -> None:
+    (folder / "ant" / name).write_text("x")
     assert refusal(folder).startswith(
-        f"{folder}/ant: new.AVIF: pictures of this kind are not read, only .jpg, .jpeg"
+        f"{folder}/ant: {name}: pictures of this kind are not read, only .jpg, .jpeg"
     )
 
 

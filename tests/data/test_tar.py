@@ -55,6 +55,14 @@ def test_keys_pair_pictures_with_class_numbers(tmp_path: Path) -> None:
     assert source.name(1) == f"{tmp_path}/x.tar: a/001.JPG"
 
 
+@pytest.mark.parametrize("more", ["a/002.avif", "a/000.depth.HEIC", "c/003.jfif"])
+def test_pictures_of_kinds_that_are_not_read_are_not_lost(tmp_path: Path, more: str) -> None:
+    path = write_tar(tmp_path / "x.tar", {**PAIRS, more: b"x"})
+    assert refusal(path).startswith(
+        f"{path}: {more}: pictures of this kind are not read, only .jpg"
+    )
+
+
 FLAT = {"s/b.png": shade(10), "s/notes.txt": b"x", "s/a.png": shade(20), "s/._a.png": b"x"}
 
 
