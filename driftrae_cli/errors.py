@@ -68,7 +68,7 @@ class ToldElsewhereError(DriftraeError):
 
 def printable(name: str) -> str:
     """A file name that can be shown, whatever bytes it has on disk."""
-    return name.encode("utf-8", "replace").decode()
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def some(names: Iterable[str], shown: int = 10) -> str:

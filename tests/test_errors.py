@@ -9,4 +9,4 @@ def test_long_lists_are_cut_short() -> None:
 
 
 def test_any_name_on_disk_can_be_shown() -> None:
-    assert printable("ü\udce9.png") == some(["ü\udce9.png"]) == "ü?.png"
+    assert printable("ü\udce9.png") == some(["ü\udce9.png"]) == r"ü\udce9.png"

@@ -174,9 +174,10 @@ class LatentCache:
     def fingerprint(self) -> str:
         """SHA-256 of the index, which names what the latents were made from.
 
-        The versions that made them do not count: a shard that was damaged may be made anew.
+        The versions that made them do not count, as a shard that was damaged may be made anew, nor
+        how the folder of the pictures was written.
         """
-        made_of = dataclasses.replace(self.index, pillow=())
+        made_of = dataclasses.replace(self.index, pillow=(), source="")
         return hashlib.sha256(made_of.dump().encode()).hexdigest()
 
     @cached_property

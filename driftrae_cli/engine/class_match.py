@@ -24,6 +24,13 @@ def labels_for(teacher: tuple[str, ...], data: OpenData, *, part: bool = False) 
     """
     names = data.class_names
     if len(names) == len(teacher) and data.numbered:
+        if names != teacher and set(names) == set(teacher):
+            first, here, there = first_difference(names, teacher)
+            raise ConfigError(
+                f"data.source: {data.source} numbers its classes otherwise than the teacher: class "
+                f"{first} is {here}, and {there} for the teacher. Number them alike, or have them "
+                "matched by name, without data.class_map"
+            )
         return data.labels
     both = set(names) & set(teacher)
     lacking = [name for name in teacher if name not in both]
@@ -45,8 +52,8 @@ def _different_classes(data: OpenData, teacher: int, lacking: list[str], unknown
             f"; only in the data: {some_of(unknown)}; only in the teacher: {some_of(lacking)}"
         )
         lines.append(
-            "If they are the same classes, rename the class folders, or say which is which with "
-            "data.class_map."
+            "If they are the same classes, say which is which with data.class_map, a file with a "
+            "line `name number` for each; or rename the class folders."
         )
     lines.append(
         "A teacher for classes of your own: driftrae pretrain own-data-pretrain "

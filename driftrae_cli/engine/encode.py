@@ -26,7 +26,7 @@ from driftrae_cli.data.latent_cache import (
 )
 from driftrae_cli.data.reading import BadFile, BadFiles, read_batches
 from driftrae_cli.data.sampler import ClassIndex
-from driftrae_cli.data.sources import ImageSource
+from driftrae_cli.data.sources import SHAPES, ImageSource
 from driftrae_cli.engine.build import DataConfig
 from driftrae_cli.engine.latent_data import (
     check_data_exists,
@@ -94,7 +94,8 @@ def encode(
             encoder, or is in use; or the disk cannot hold the cache.
     """
     _check_ours(out)
-    if Path(data.source).expanduser().resolve() in out.resolve().parents:
+    inside = Path(data.source).expanduser().resolve() in out.resolve().parents
+    if inside and data.source != SHAPES:
         raise OutputError(f"--out {out}: lies inside the pictures; choose another folder")
     check_data_exists(data)
     where = pick_device(device)
@@ -106,6 +107,7 @@ def encode(
         before = _what_is_there(out, plan)
         missing = [shard for shard in plan.shards if not is_whole(out / shard.file)]
         finished = before is not None and before.finished and not missing
+        finished = finished and (out / STATISTICS).is_file()
         if not finished:
             pillow = (*(before.pillow if before else ()), PIL.__version__)
             index = replace(plan, pillow=tuple(dict.fromkeys(pillow)))

@@ -9,7 +9,7 @@ import torch
 
 from driftrae_cli.data.reading import BadFiles, read_batches
 from driftrae_cli.engine.build import DataConfig
-from driftrae_cli.engine.latent_data import decode_workers, open_pictures
+from driftrae_cli.engine.latent_data import check_data_exists, decode_workers, open_pictures
 from driftrae_cli.engine.latents import (
     ENCODING_BATCH,
     LatentMoments,
@@ -80,6 +80,7 @@ def measure(
         OutputError: `out` exists and `overwrite` is off, or it cannot be written.
     """
     _prepare(out, overwrite)
+    check_data_exists(data)
     where = pick_device(device)
     autoencoder = load_rae(rae, where, reporter)
     source = open_pictures(data, autoencoder.config.image_size)
@@ -103,7 +104,7 @@ def measure(
     return StatisticsResult(
         str(out),
         moments.count,
-        len(source) - moments.count,
+        len(bad.found),
         mean.square().mean().sqrt().item(),
         variance.mean().sqrt().item(),
     )

@@ -113,7 +113,7 @@ def test_names_may_be_any_bytes(tmp_path: Path, picture: Picture) -> None:
     os.rename(tmp_path / "plain.png", os.fsencode(tmp_path) + b"/\xe9\xff.png")
     source = open_source(str(tmp_path), 8)
     assert source.read(0).shape == (3, 8, 8)
-    assert source.name(0).encode("utf-8").endswith(b"??.png")
+    assert source.name(0).encode("utf-8").endswith(rb"\udce9\udcff.png")
 
 
 def test_classes_without_pictures_are_named(folder: Path) -> None:

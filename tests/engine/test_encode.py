@@ -1,6 +1,7 @@
 """Latent caches: what comes back is what was encoded, whatever broke off in between."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -325,6 +326,11 @@ def test_a_bad_file_is_counted_once_with_its_mirror_image(tmp_path: Path) -> Non
     data = DataConfig(source=str(_folder(tmp_path / "pictures", damaged=2)), max_bad=2, flip=True)
     result = _encode(tmp_path / "cache", data)
     assert (result.latents, result.skipped) == (76, 2)
+    measured = measure(
+        data, "shapes-rae", tmp_path / "s.safetensors",
+        overwrite=False, reporter=NullReporter(), device="cpu",
+    )  # fmt: skip
+    assert (measured.pictures, measured.skipped) == (76, 2)
 
 
 @pytest.mark.parametrize("shard", [4, 2])
@@ -446,6 +452,43 @@ def test_a_shard_that_was_made_anew_leaves_the_cache_what_it_was(
     after = LatentCache.open(str(tmp_path / "cache"))
     assert after.index.pillow[-1] == "99.0"
     assert after.fingerprint == before.fingerprint
+
+
+def test_how_the_folder_is_written_does_not_change_a_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _folder(tmp_path / "pictures", damaged=0)
+    monkeypatch.chdir(tmp_path)
+    data = DataConfig(source="pictures"), DataConfig(source="./pictures")
+    spelled = [_encode(tmp_path / f"cache{k}", each).out for k, each in enumerate(data)]
+    one, other = (LatentCache.open(out) for out in spelled)
+    assert one.fingerprint == other.fingerprint
+    assert one.index.source != other.index.source
+
+
+def test_lost_statistics_are_written_again(tmp_path: Path) -> None:
+    first = _encode(tmp_path / "cache")
+    content = Path(first.statistics).read_bytes()
+    Path(first.statistics).unlink()
+    again = _encode(tmp_path / "cache")
+    assert not again.already_finished
+    assert Path(again.statistics).read_bytes() == content
+    assert _encode(tmp_path / "cache").already_finished
+
+
+def test_shapes_may_go_into_a_folder_of_their_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert _encode(Path("shapes/latents")).latents == 60
+
+
+def test_bad_files_whose_names_look_alike_are_counted(tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "pictures", damaged=0)
+    for byte in (b"\xfe", b"\xff"):
+        (folder / "class3" / os.fsdecode(byte + b".png")).write_text("no picture")
+    result = _encode(tmp_path / "cache", DataConfig(source=str(folder), max_bad=2))
+    assert (result.latents, result.skipped) == (40, 2)
 
 
 def test_numbers_that_are_not_finite_are_damage(tmp_path: Path) -> None:

@@ -374,6 +374,16 @@ def test_classes_are_matched_by_a_class_map(tmp_path: Path) -> None:
     assert [german[CLASS_NAMES[label]] for label in found] == names
 
 
+def test_a_class_map_that_contradicts_equal_names_is_refused(tmp_path: Path) -> None:
+    folder = _shapes_folder(tmp_path / "pictures", {})
+    lines = [f"{name} {number}" for number, name in enumerate(reversed(CLASS_NAMES))]
+    (tmp_path / "map.txt").write_text("\n".join(lines))
+    data = _opened(folder, class_map=str(tmp_path / "map.txt"))
+    text = f"class 0 is {CLASS_NAMES[-1]}, and {CLASS_NAMES[0]} for the teacher"
+    with pytest.raises(ConfigError, match=text):
+        labels_for(CLASS_NAMES, data)
+
+
 def test_classes_of_a_parquet_file_are_matched_by_a_class_map(tmp_path: Path) -> None:
     """Its names are others than the teacher's, as English words are for ImageNet's synsets."""
     import pyarrow as pa
@@ -398,7 +408,9 @@ def test_classes_of_a_parquet_file_are_matched_by_a_class_map(tmp_path: Path) ->
 
 
 def test_classes_that_are_only_numbered_need_to_be_as_many(tmp_path: Path) -> None:
-    data = replace(_opened(_shapes_folder(tmp_path / "pictures", {})), numbered=True)
+    numbers = tuple(map(str, range(10)))
+    data = _opened(_shapes_folder(tmp_path / "pictures", {}))
+    data = replace(data, class_names=numbers, numbered=True)
     assert torch.equal(labels_for(CLASS_NAMES, data), data.labels)
     with pytest.raises(ConfigError, match="has 10 classes, the teacher 1000, and without names"):
         labels_for(tuple(map(str, range(1000))), data)

@@ -7,7 +7,7 @@ import pytest
 from driftrae_cli.config.schema import DataConfig
 from driftrae_cli.engine.report import NullReporter
 from driftrae_cli.engine.statistics import measure
-from driftrae_cli.errors import OutputError
+from driftrae_cli.errors import DataError, OutputError
 
 
 def _measure(out: Path, rae: str, overwrite: bool = False) -> None:
@@ -31,6 +31,15 @@ def test_where_nothing_can_be_written_is_said_at_once(
     with pytest.raises(OutputError, match=said):
         _measure(tmp_path / out, "there-is-no-such-rae", overwrite)
     assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_pictures_are_looked_for_before_an_autoencoder_is_fetched(tmp_path: Path) -> None:
+    data = DataConfig(source=str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match="nowhere: no such file or folder"):
+        measure(
+            data, "there-is-no-such-rae", tmp_path / "s.safetensors",
+            overwrite=False, reporter=NullReporter(), device="cpu",
+        )  # fmt: skip
 
 
 def test_a_missing_folder_is_made(tmp_path: Path) -> None:
