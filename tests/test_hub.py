@@ -103,10 +103,11 @@ def test_folder_names_what_is_inside(folder):
 
 
 @pytest.mark.parametrize(
-    "reference", ["hf://x", "hf://org//file", "hf://a/b//", "hf://a/b/../c/d", "hf://"]
+    "reference",
+    ["hf://x", "hf://org//file", "hf://a/b//", "hf://a/b/../c/d", "hf://", "runs/hub", "me/new"],
 )
 def test_malformed_hub_reference(reference):
-    assert refusal(reference, HubError) == (
+    assert refusal(reference, HubError, parse) == (
         f"{reference}: write it as hf://org/repo[/path/in/repo][@revision]"
     )
 
@@ -195,6 +196,21 @@ def test_hub_folder_is_no_file(on_hub):
         f"hf://org/open/sub: {text}Model.safetensors, deep/other.safetensors)"
     )
     assert f"hf://org/open: {text}old/pytorch_model.bin, " in refusal("hf://org/open", HubError)
+
+
+def test_weights_in_folders_below_are_named(stand_in, capfd, caplog):
+    stand_in.repos["org/nested"] = {"README.md": b"x", "DiTs/XL/m.pt": b"x", "stats/s.pt": b"x"}
+    assert refusal("hf://org/nested", HubError, locate) == (
+        "hf://org/nested: is a folder; name a file (weights in it: DiTs/XL/m.pt, stats/s.pt)"
+    )
+    assert "Did you mean DiTs/XL/m.pt" in refusal("hf://org/nested/DiTs/m.pt", HubError)
+    assert caplog.records == [] and capfd.readouterr().err == ""
+
+
+def test_an_empty_repository_is_not_taken_for_no_network(stand_in):
+    stand_in.repos["org/hollow"] = {}
+    text = refusal("hf://org/hollow", HubError, locate)
+    assert text.startswith("hf://org/hollow: the repository holds no files there; see http")
 
 
 def test_hub_folder_without_weights(on_hub):

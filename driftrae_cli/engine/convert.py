@@ -100,7 +100,7 @@ def convert_files(
         _copy(read, found, header, out)
     else:
         known = hashes or {}
-        sha256 = {name: known.get(path) or LocalFile(path).sha256 for name, path in files}
+        sha256 = {name: known.get(path) or LocalFile.at(path).sha256 for name, path in files}
         header |= {"source_sha256": json.dumps(sha256), **given}
         _write(out, found, header)
     return Conversion(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from driftrae_cli.data.latent_cache import INDEX, is_cache, read_index
 from driftrae_cli.errors import WeightsError
 from driftrae_cli.fidelity.array_files import array_headers
 from driftrae_cli.fidelity.references import KIND as REFERENCE
@@ -82,7 +83,8 @@ class Description:
     Attributes:
         path: as given.
         kind: `ditdh`, `rae`, `encoder`, `decoder`, `statistics`, `feature-net`, `training` (a
-            checkpoint to resume from), `latents` (a shard of a cache), `arrays`, or `unknown`.
+            checkpoint to resume from), `latents` (a cache or a shard of one), `arrays`, or
+            `unknown`.
         layout: who wrote it and how, in words.
         latent: channels, rows and columns of the latents it is for.
         parameters: of its network.
@@ -118,10 +120,13 @@ def describe(path: Path, *, heads: int | None = None) -> Description:
 
     Raises:
         WeightsError: missing or damaged, or not plain tensors.
-        DataError: an array file that is damaged or holds objects.
+        DataError: an array file that is damaged or holds objects; a cache of latents with a
+            damaged index.
     """
     if path.suffix == _ARRAYS and path.is_file():
         return _arrays(path)
+    if is_cache(str(path)):
+        return _cache(path)
     read = read_container(path)
     blank = Description(
         path=str(path),
@@ -173,7 +178,7 @@ def _settings(config: object, prefix: str = "") -> Iterator[SettingRow]:
 
 
 def _file_row(path: Path) -> FileRow:
-    return FileRow(path.name, path.stat().st_size, LocalFile(path).sha256)
+    return FileRow(path.name, path.stat().st_size, LocalFile.at(path).sha256)
 
 
 def _row(name: str, tensor: Tensor | None) -> TensorRow:
@@ -205,4 +210,33 @@ def _arrays(path: Path) -> Description:
         architecture=(),
         metadata=(),
         listed=rows,
+    )
+
+
+def _cache(folder: Path) -> Description:
+    """What `driftrae encode` wrote, from its index: the shards may be many gigabytes."""
+    index = read_index(folder)
+    entries = {
+        **index.settings,
+        "source": index.source,
+        "latents": str(sum(shard.rows for shard in index.shards)),
+        "classes": str(len(index.class_names)),
+        "skipped": str(len(index.skipped)),
+    }
+    return Description(
+        path=str(folder),
+        kind="latents",
+        layout=f"{FORMAT}, cache of latents",
+        latent=index.latent_shape,
+        parameters=None,
+        step=None,
+        problem=None if index.finished else "not finished; run the same 'driftrae encode' again",
+        tensors=len(index.shards),
+        files=(_file_row(folder / INDEX),),
+        architecture=(),
+        metadata=tuple(EntryRow(name, value) for name, value in sorted(entries.items())),
+        listed=tuple(
+            TensorRow(shard.file, _shape((shard.rows, *index.latent_shape)), index.dtype)
+            for shard in index.shards
+        ),
     )

@@ -184,10 +184,14 @@ class _Sources:
         }
 
     def target(self) -> Path:
-        """The converted file: other sources, options or entries have another one."""
-        options = {name: text for name, text in self.metadata.items() if name != "source"}
+        """The converted file: other sources, options or entries have another one.
+
+        So have equal files from two places, as the header says where they are from.
+        """
         hashes = {n: file.expected_sha256 or file.sha256 for n, file in self.files.items()}
-        made_of = json.dumps([_CONVERSION, self.input_size, options, hashes], sort_keys=True)
+        made_of = json.dumps(
+            [_CONVERSION, self.input_size, dict(self.metadata), hashes], sort_keys=True
+        )
         digest = hashlib.sha256(made_of.encode()).hexdigest()[:_DIGITS]
         return cache_folder() / f"{model_name(self.reference)}-{digest}.safetensors"
 

@@ -9,6 +9,7 @@ from driftrae_cli.engine.catalogue import KNOWN
 from driftrae_cli.errors import ConfigError
 from driftrae_cli.hub import BUILT_IN, HUB, LocalFile, locate
 from driftrae_cli.models.diffusion_dit import DiTVelocity, load_dit
+from driftrae_cli.models.pickles import ENDINGS
 from driftrae_cli.models.sd_vae import SDVAE, load_sd_vae
 
 SD_VAE, SD_TEACHER = "sd-vae", "dit-xl-256"
@@ -70,8 +71,9 @@ def find_dit(reference: str) -> Found[DiTVelocity] | None:
 
 
 def _hash_of(folder: Path) -> str:
-    files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
-    return ", ".join(LocalFile(file).sha256 for file in files)
+    endings = (".safetensors", *ENDINGS)
+    files = sorted(file for file in folder.iterdir() if file.suffix in endings)
+    return ", ".join(LocalFile.at(file).sha256 for file in files)
 
 
 def _is_folder_of(reference: str, network: str) -> bool:

@@ -6,6 +6,8 @@ A built-in name wins over a file of that name; write `./name` for the file.
 
 import difflib
 import glob
+import logging
+import os
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +21,9 @@ from driftrae_cli.hub.explain import (
     file_names,
     files_in,
     out_of_reach,
+    told_files,
 )
-from driftrae_cli.hub.places import HUB, HubPlace, LocalFile, name_a_file, parse
+from driftrae_cli.hub.places import HUB, HubPlace, LocalFile, name_a_file, parse, weights_among
 from driftrae_cli.hub.resume import download
 
 __all__ = [
@@ -35,6 +38,10 @@ __all__ = [
     "resolve",
     "upload",
 ]
+
+# Of what these warn of, our own messages say what matters; retries are told by another.
+for _name in ("huggingface_hub._snapshot_download", "huggingface_hub.file_download"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 _SHAPES = Path(__file__).parents[1] / "assets" / "shapes"
 
@@ -137,9 +144,17 @@ def _folder(place: HubPlace) -> Path:
     if not any(folder.glob("*.safetensors")):
         folder = _snapshot(place, (*_LOADED, *_PICKLED))
     if not folder.is_dir():
-        names = files_in(place)
-        raise HubError(f"{place}: {name_a_file(names) if names else out_of_reach()}")
+        raise HubError(f"{place}: {_why_nothing_came(place)}")
+    if not weights_among(os.listdir(folder)) and weights_among(names := files_in(place)):
+        raise HubError(f"{place}: {name_a_file(names)}")
     return folder
+
+
+def _why_nothing_came(place: HubPlace) -> str:
+    if told_files(place) is None:
+        return out_of_reach()
+    names = files_in(place)
+    return name_a_file(names) if names else f"the repository holds no files there; see {place.page}"
 
 
 def _snapshot(place: HubPlace, patterns: Collection[str]) -> Path:

@@ -5,12 +5,19 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from driftrae_cli.errors import HubError
 from driftrae_cli.hub.places import HubPlace, name_a_file
 
 LOG_IN = "log in with 'hf auth login' or set HF_TOKEN"
-_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+_UNWRITABLE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES),
+    *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR),  # HF_HOME is no folder
+)
+
+# By name: which HTTP library the client uses depends on its version.
+_NO_CONNECTION = ("ConnectError", "ConnectTimeout", "ConnectionError", "OfflineModeIsEnabled")
 
 
 class FolderError(HubError):
@@ -60,7 +67,9 @@ def out_of_reach() -> str:
 
 def _no_such_entry(place: HubPlace) -> str:
     folded = {name.lower(): name for name in file_names(place)}  # capitals are what goes wrong
-    near = [folded[n] for n in difflib.get_close_matches(place.path.lower(), folded, n=3)]
+    wanted = place.path.lower()
+    near = [folded[n] for n in difflib.get_close_matches(wanted, folded, n=3)]
+    near = near or [folded[n] for n in folded if Path(n).name == Path(wanted).name][:3]
     hint = (
         f"Did you mean {' or '.join(near)}?"
         if near
@@ -101,6 +110,11 @@ def _explain(error: BaseException, place: HubPlace) -> str:
             f"({os.strerror(error.errno)}). Make room there, or set HF_HOME to another place."
         )
     told = " ".join(str(error).split())
+    if type(error).__name__ in _NO_CONNECTION:
+        return (
+            f"the Hub ({constants.ENDPOINT}) cannot be reached ({told}). Check the network, its "
+            "proxy and HF_HUB_OFFLINE, and run the same command again."
+        )
     return f"the transfer failed ({told}). Run the same command again to continue it."
 
 
@@ -112,12 +126,17 @@ def _status(error: BaseException) -> int | None:
 
 def file_names(place: HubPlace) -> list[str]:
     """All files of the repository; none if the Hub does not tell, whatever the reason."""
+    return told_files(place) or []
+
+
+def told_files(place: HubPlace) -> list[str] | None:
+    """All files of the repository; None if the Hub does not tell, whatever the reason."""
     from huggingface_hub import HfApi
 
     try:  # unlike a listing of the tree, this gives up at once where there is no network
         siblings = HfApi().model_info(place.repo, revision=place.revision).siblings
     except Exception:
-        return []
+        return None
     return [sibling.rfilename for sibling in siblings or []]
 
 

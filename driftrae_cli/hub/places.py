@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -96,14 +96,20 @@ def parse(reference: str) -> HubPlace:
     """
     address, _, revision = reference.removeprefix(HUB).partition("@")
     parts = address.removesuffix("/").split("/")
-    if len(parts) < 2 or not all(parts) or {".", ".."} & set(parts):
+    whole = reference.startswith(HUB) and len(parts) >= 2 and all(parts)
+    if not whole or {".", ".."} & set(parts):
         raise HubError(f"{reference}: write it as hf://org/repo[/path/in/repo][@revision]")
     return HubPlace("/".join(parts[:2]), "/".join(parts[2:]), revision or None)
 
 
+def weights_among(names: Iterable[str]) -> list[str]:
+    """Those that are called as files of weights, sorted."""
+    return sorted(name for name in names if name.endswith(_WEIGHTS))
+
+
 def name_a_file(names: Collection[str]) -> str:
     """What to say of a folder that holds `names` where a file is wanted."""
-    weights = sorted(name for name in names if name.endswith(_WEIGHTS))
+    weights = weights_among(names)
     more = ", …" if len(weights) > _LISTED else ""
     inside = ", ".join(weights[:_LISTED]) or "none"
     return f"is a folder; name a file (weights in it: {inside}{more})"

@@ -20,6 +20,7 @@ _INDEX = ".safetensors.index.json"
 _IN_FOLDERS = (  # of diffusers; of transformers and timm
     f"diffusion_pytorch_model{_INDEX}",
     "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.bin",
     f"model{_INDEX}",
     "model.safetensors",
     "pytorch_model.bin",
@@ -182,7 +183,7 @@ def _is_plain(value: object) -> bool:
 
 def _words(value: object) -> str:
     if isinstance(value, Tensor):
-        return "a tensor of a special kind"
+        return "one tensor" if _is_plain(value) else "a tensor of a special kind"
     return (
         f"{type(value).__name__} ({len(value)} entries)"
         if isinstance(value, Sized)

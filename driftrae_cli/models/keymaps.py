@@ -10,17 +10,13 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from driftrae_cli.errors import WeightsError
+from driftrae_cli.models.decoder import ViTDecoder
 from driftrae_cli.models.weights import load_strict
-
-if TYPE_CHECKING:  # the encoder's module imports timm, which takes seconds
-    from driftrae_cli.models.decoder import ViTDecoder
-    from driftrae_cli.models.encoder import ViTEncoder
 
 State = Mapping[str, Tensor]
 
@@ -221,19 +217,6 @@ def _has_class_position(table_1CD: Tensor) -> bool:
     return math.isqrt(count) ** 2 != count and math.isqrt(count - 1) ** 2 == count - 1
 
 
-def load_encoder(encoder: "ViTEncoder", state: State, source: str) -> None:
-    """Load an encoder under the names of transformers (version 4 or 5) or timm.
-
-    Raises:
-        WeightsError: of no family we know; missing, unexpected or misshapen tensors (named
-            as in timm).
-    """
-    family = family_of(state)
-    if family is None:
-        raise WeightsError(f"{source}: none of {', '.join(f.name for f in (DINOV2, SIGLIP, MAE))}")
-    load_strict(encoder.vit, encoder_state(state, family), source)
-
-
 _DECODER_LAYER = r"^(decoder_layers\.\d+\.attention\.)"
 _FROM_DIFFUSERS = tuple(
     (re.compile(_DECODER_LAYER + pattern), rf"\1{replacement}")
@@ -251,7 +234,7 @@ def diffusers_decoder_state(state: State) -> dict[str, Tensor]:
     return {_renamed(name, _FROM_DIFFUSERS): tensor for name, tensor in state.items()}
 
 
-def load_decoder(decoder: "ViTDecoder", state: State, source: str) -> None:
+def load_decoder(decoder: ViTDecoder, state: State, source: str) -> None:
     """Load a decoder of the released RAE layout; a missing class token is zero, as in [RAE].
 
     Raises:

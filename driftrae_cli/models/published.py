@@ -108,6 +108,8 @@ def interpret(read: Container, *, heads: int | None = None) -> Published:
 
 def _interpret(read: Container, heads: int | None) -> Published:
     source = str(read.path)
+    if not read.tensors:
+        raise WeightsError(f"{source}: holds no tensors")
     if set(read.tensors) <= set(NAMES) and not read.header.get("kind"):
         statistics = checked_statistics(read.tensors, source)
         return Published("statistics", "RAE project, latent statistics", statistics)

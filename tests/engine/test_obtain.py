@@ -15,6 +15,7 @@ from driftrae_cli import hub
 from driftrae_cli.engine import obtain as module
 from driftrae_cli.engine.catalogue import KNOWN, Known, Part
 from driftrae_cli.engine.convert import convert_files
+from driftrae_cli.engine.describe import describe
 from driftrae_cli.engine.load import load_flow, load_rae
 from driftrae_cli.engine.obtain import (
     as_given,
@@ -217,12 +218,16 @@ def test_what_the_hub_says_of_a_file_is_enough_to_find_its_conversion(published,
 
 
 @pytest.mark.parametrize(
-    "change", [{"input_size": 32}, {"metadata": {"source": "x", "licence": "other"}}]
+    "change",
+    [
+        {"input_size": 32},
+        {"metadata": {"source": "x", "licence": "other"}},
+        {"metadata": {"source": "y"}},  # or its header would name a place that nobody gave
+    ],
 )
 def test_other_options_give_another_file(teacher_pt, change):
     sources = module._Sources("x", teacher_pt, input_size=16, metadata={"source": "x"})
     assert replace(sources).target() == sources.target()
-    assert replace(sources, metadata={"source": "y"}).target() == sources.target()
     assert replace(sources, **change).target() != sources.target()
 
 
@@ -340,6 +345,26 @@ def test_a_damaged_download_is_not_converted(published, cache):
 def test_references_to_the_hub(published, reporter, reference):
     found = obtain(reference, reporter)
     assert own_header(found.path)["kind"] == ("encoder" if "encoder" in reference else "ditdh")
+
+
+def test_equal_files_are_from_where_each_was_asked_for(published, stand_in, reporter):
+    stand_in.repos["other/files"] = stand_in.repos["org/files"]
+    for place in ("hf://org/files", "hf://other/files"):
+        reference = f"{place}/DiT/stage2_model.pt"
+        found = fetch(reference, out=None, overwrite=False, reporter=reporter)
+        assert found.source == reference
+
+
+def test_a_download_that_was_damaged_later_is_noticed_by_all(published, reporter, tmp_path):
+    path = find("hf://org/files/DiT/stage2_model.pt", reporter)
+    blob = path.resolve()
+    content = bytearray(blob.read_bytes())
+    content[len(content) // 2] ^= 1  # in a tensor, so that it can still be read
+    blob.write_bytes(content)
+    for use in (lambda: convert_files(path, tmp_path / "x.safetensors"), lambda: describe(path)):
+        with pytest.raises(HubError, match=f"Delete {blob} and run again"):
+            use()
+    assert not (tmp_path / "x.safetensors").exists()
 
 
 def student_naming(rae, path):

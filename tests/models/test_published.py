@@ -553,6 +553,24 @@ def test_damaged_configs_of_diffusers(autoencoder, entries, text):
     assert text in _refusal(autoencoder)
 
 
+def test_a_file_without_tensors(tmp_path):
+    save_file({}, tmp_path / "empty.safetensors")
+    assert _refusal(tmp_path / "empty.safetensors").endswith("holds no tensors")
+    torch.save(torch.zeros(2), tmp_path / "one.pt")
+    assert "holds no tensors by name, but one tensor" in _refusal(tmp_path / "one.pt")
+
+
+def test_an_autoencoder_whose_weights_are_pickled(autoencoder):
+    weights = autoencoder / "diffusion_pytorch_model.safetensors"
+    plain = read_published(autoencoder)
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    pickled = read_published(autoencoder)
+    assert pickled.layout == plain.layout
+    for name, tensor in plain.content.state_dict().items():
+        assert torch.equal(pickled.content.state_dict()[name], tensor)
+
+
 def test_autoencoder_without_its_config(autoencoder):
     (autoencoder / "config.json").unlink()
     assert "without the config.json that belongs beside them" in _refusal(autoencoder)

@@ -4,10 +4,10 @@ import re
 
 import pytest
 import torch
+from encoder_states import load_encoder
 
 from driftrae_cli.errors import WeightsError
 from driftrae_cli.models.encoder import EncoderConfig, ViTEncoder
-from driftrae_cli.models.keymaps import load_encoder
 
 _CONFIG = EncoderConfig(
     width=48,
@@ -39,7 +39,7 @@ def state(golden):
 
 def _encoder(state):
     encoder = ViTEncoder(_CONFIG).eval().requires_grad_(False)
-    load_encoder(encoder, state, "encoder")
+    load_encoder(encoder, state)
     return encoder
 
 

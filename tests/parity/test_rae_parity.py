@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from encoder_states import load_encoder
 
 from driftrae_cli.models.decoder import DecoderConfig
 from driftrae_cli.models.encoder import EncoderConfig
-from driftrae_cli.models.keymaps import load_decoder, load_encoder
+from driftrae_cli.models.keymaps import load_decoder
 from driftrae_cli.models.rae import RAE, RAEConfig
 
 _ENCODER = EncoderConfig(
@@ -32,7 +33,7 @@ def io(golden):
 @pytest.fixture
 def rae(golden, io):
     rae = RAE(RAEConfig(_ENCODER, _DECODER, input_size=56, grid=4)).eval().requires_grad_(False)
-    load_encoder(rae.encoder, golden("rae_encoder_hf_state"), "encoder")
+    load_encoder(rae.encoder, golden("rae_encoder_hf_state"))
     load_decoder(rae.decoder, golden("rae_decoder_state"), "decoder")
     rae.set_statistics(io["stats/mean"], io["stats/var"])
     return rae
