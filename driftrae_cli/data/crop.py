@@ -18,9 +18,11 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 # Pictures too, so they must not vanish without a word; but Pillow reads them not, or not always.
 NOT_READ = (
-    ".apng", ".arw", ".avif", ".avifs", ".cr2", ".cr3", ".dib", ".dng", ".heic", ".heics",
-    ".heif", ".hif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpf", ".jpx", ".jxl", ".nef", ".pbm",
-    ".pcx", ".pfm", ".pgm", ".pnm", ".ppm", ".psd", ".qoi", ".svg", ".tga",
+    ".apng", ".arw", ".avif", ".avifs", ".bw", ".cr2", ".cr3", ".dds", ".dib", ".dng", ".exr",
+    ".hdr", ".heic", ".heics", ".heif", ".hif", ".icb", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc",
+    ".jpe", ".jpf", ".jpx", ".jxl", ".mpo", ".nef", ".orf", ".pam", ".pbm", ".pcx", ".pef", ".pfm",
+    ".pgm", ".pnm", ".ppm", ".psd", ".qoi", ".raf", ".ras", ".rgb", ".rgba", ".rw2", ".sgi",
+    ".svg", ".tga", ".vda", ".vst",
 )  # fmt: skip
 
 # What a file is, its bytes say: ImageNet has a PNG file that is called JPEG. Pillow's other

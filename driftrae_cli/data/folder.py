@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from driftrae_cli.data.listing import (
     Names,
     entries,
     has_suffix,
+    is_folder,
     naming,
     refuse_unread,
     size_of,
@@ -75,7 +77,7 @@ def open_folder(
         DataError: there are no pictures, some would be left out, or `class_map` does not fit.
     """
     found = entries(folder)
-    folders = [entry for entry in found if entry.is_dir()]
+    folders = [entry for entry in found if is_folder(entry)]
     loose = _pictures(folder, found)
     groups = {entry.name: _class_pictures(entry) for entry in folders}
     if loose and not any(groups.values()):
@@ -115,7 +117,7 @@ def _class_pictures(folder: os.DirEntry[str]) -> list[os.DirEntry[str]]:
     """Pictures of one class folder; folders in it with pictures would be left out."""
     found = entries(folder.path)
     for entry in found:
-        below = _folder_below(entry) if entry.is_dir() else None
+        below = _folder_below(entry) if is_folder(entry) else None
         if below:
             raise DataError(
                 f"{printable(below)}: pictures two folders deep, which would be left out: the "
@@ -126,12 +128,21 @@ def _class_pictures(folder: os.DirEntry[str]) -> list[os.DirEntry[str]]:
 
 
 def _folder_below(folder: os.DirEntry[str]) -> str | None:
-    """The first folder, of this one and those in it, that holds pictures of any kind."""
-    for path, folders, files in os.walk(folder.path):
+    """The first folder, of this one and those in it, that holds pictures of any kind.
+
+    Raises:
+        DataError: one of them cannot be looked into.
+    """
+    for path, folders, files in os.walk(folder.path, onerror=_not_looked_into):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         if any(n.lower().endswith(SUFFIXES + NOT_READ) and n[0] != "." for n in files):
             return path
     return None
+
+
+def _not_looked_into(error: OSError) -> NoReturn:
+    reason = error.strerror or error
+    raise DataError(f"{printable(error.filename)}: cannot be read ({reason})") from error
 
 
 def _check_classes(

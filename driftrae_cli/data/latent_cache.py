@@ -53,7 +53,7 @@ class CacheIndex:
         class_names: one per class.
         numbered: whether classes are known by number only.
         latent_shape: (D, H, W).
-        dtype: `bfloat16`, `float16` or `int8`.
+        dtype: `bf16`, `float16` or `int8`.
         shards: in order of their rows.
         skipped: pictures that could not be read.
         finished: whether all shards have been written.
@@ -175,9 +175,10 @@ class LatentCache:
         """SHA-256 of the index, which names what the latents were made from.
 
         The versions that made them do not count, as a shard that was damaged may be made anew, nor
-        how the folder of the pictures was written.
+        how the folder of the pictures was written, which also begins the names of those skipped.
         """
-        made_of = dataclasses.replace(self.index, pillow=(), source="")
+        skipped = tuple(name.rpartition("/")[2] for name in self.index.skipped)
+        made_of = dataclasses.replace(self.index, pillow=(), source="", skipped=skipped)
         return hashlib.sha256(made_of.dump().encode()).hexdigest()
 
     @cached_property

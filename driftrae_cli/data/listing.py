@@ -154,8 +154,18 @@ def size_of(entry: os.DirEntry[str]) -> int:
         return -1
 
 
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder, or a link to one; a link in a circle is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def has_suffix(entry: os.DirEntry[str], suffixes: Sequence[str]) -> bool:
     """Whether a file, or a link that leads nowhere, ends in one of `suffixes`, in any case."""
-    if not entry.name.lower().endswith(tuple(suffixes)) or entry.is_dir():
+    if not entry.name.lower().endswith(tuple(suffixes)) or is_folder(entry):
         return False
-    return entry.is_file() or entry.is_symlink()  # reading a pipe would wait for ever
+    if entry.is_symlink() and not os.path.exists(entry.path):
+        return True
+    return entry.is_file()  # reading a pipe would wait for ever

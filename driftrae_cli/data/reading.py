@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from driftrae_cli.data.sources import ImageSource, read_many
+from driftrae_cli.data.sources import ImageSource, read_many, reads_many
 from driftrae_cli.errors import DataError
 
 _SHOWN = 10
@@ -148,6 +148,8 @@ class _Reader(Dataset[_Result]):
     substitute: bool
 
     def __getitem__(self, rows: Sequence[int]) -> _Result:
+        if not reads_many(self.source):  # else a bad picture would have all others read again
+            return self._one_by_one(rows)
         try:
             return _Result(read_many(self.source, rows).numpy(), list(rows), [])
         except DataError:

@@ -17,7 +17,7 @@ from driftrae_cli.data import shapes
 from driftrae_cli.data.class_map import refuse_class_map
 from driftrae_cli.data.crop import SUFFIXES
 from driftrae_cli.data.folder import open_folder
-from driftrae_cli.data.listing import entries, has_suffix
+from driftrae_cli.data.listing import entries, has_suffix, is_folder
 from driftrae_cli.data.parquet import open_parquet
 from driftrae_cli.data.tar import open_tars
 from driftrae_cli.errors import DataError, printable, some
@@ -77,6 +77,11 @@ class ReadsMany(Protocol):
 
     def read_many(self, rows: Sequence[int]) -> Tensor:
         """Pictures [n, 3, S, S] uint8; raises DataError as `read` does."""
+
+
+def reads_many(source: ImageSource) -> bool:
+    """Whether pictures are quicker to have together, be it mirrored, than one by one."""
+    return isinstance(source.source if isinstance(source, Mirrored) else source, ReadsMany)
 
 
 def read_many(source: ImageSource, rows: Sequence[int]) -> Tensor:
@@ -246,7 +251,7 @@ def _files(path: Path, suffix: str) -> list[str]:
         return [str(path)] if path.suffix.lower() == suffix else []
     found = entries(str(path))
     files = [entry for entry in found if has_suffix(entry, (suffix,))]
-    others = [e for e in found if e.is_dir() or has_suffix(e, (*SUFFIXES, *_PACKED))]
+    others = [e for e in found if is_folder(e) or has_suffix(e, (*SUFFIXES, *_PACKED))]
     beside = [entry.name for entry in others if entry not in files]
     if files and beside:
         raise DataError(

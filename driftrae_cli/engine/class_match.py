@@ -5,6 +5,9 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
+from driftrae_cli.data.folder import FolderSource
+from driftrae_cli.data.latent_cache import LatentCache
+from driftrae_cli.data.sources import Mirrored
 from driftrae_cli.engine.latent_data import OpenData
 from driftrae_cli.errors import ConfigError
 
@@ -24,7 +27,8 @@ def labels_for(teacher: tuple[str, ...], data: OpenData, *, part: bool = False) 
     """
     names = data.class_names
     if len(names) == len(teacher) and data.numbered:
-        if names != teacher and set(names) == set(teacher):
+        counted = tuple(map(str, range(len(teacher))))  # says no more than the order does
+        if names != teacher != counted and set(names) == set(teacher):
             first, here, there = first_difference(names, teacher)
             raise ConfigError(
                 f"data.source: {data.source} numbers its classes otherwise than the teacher: class "
@@ -51,15 +55,29 @@ def _different_classes(data: OpenData, teacher: int, lacking: list[str], unknown
         lines[0] += (
             f"; only in the data: {some_of(unknown)}; only in the teacher: {some_of(lacking)}"
         )
-        lines.append(
-            "If they are the same classes, say which is which with data.class_map, a file with a "
-            "line `name number` for each; or rename the class folders."
-        )
+        lines.append(_how_to_match(data, teacher))
     lines.append(
         "A teacher for classes of your own: driftrae pretrain own-data-pretrain "
         f"--data {data.source} --set teacher.init=<this teacher>"
     )
     return "\n".join(lines)
+
+
+def _how_to_match(data: OpenData, teacher: int) -> str:
+    """What can be done where names differ; only folders can be renamed."""
+    content = data.content
+    pictures = content.source if isinstance(content, Mirrored) else content
+    way = (
+        "encode the pictures again with --class-map"
+        if isinstance(content, LatentCache)
+        else "say which is which with data.class_map"
+    )
+    text = f"If they are the same classes, {way}, a file with a line `name number` for each"
+    if len(data.class_names) == teacher:
+        text += f", from 0 to {teacher - 1} as the teacher counts: numbers are then all that counts"
+    if isinstance(pictures, FolderSource):
+        text += "; or rename the class folders"
+    return text + "."
 
 
 def first_difference(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[int, str, str]:

@@ -44,7 +44,7 @@ from driftrae_cli.engine.load import load_rae
 from driftrae_cli.engine.report import Reporter
 from driftrae_cli.engine.rundir import held, is_leftover
 from driftrae_cli.engine.runtime import pick_device
-from driftrae_cli.engine.statistics import save_moments
+from driftrae_cli.engine.statistics import check_count, save_moments
 from driftrae_cli.errors import DataError, OutputError
 from driftrae_cli.files import write_text
 from driftrae_cli.models.rae import RAE
@@ -90,6 +90,7 @@ def encode(
 
     Raises:
         DataError: pictures are missing or unreadable, or a shard is damaged.
+        NumericsError: fewer than two pictures.
         OutputError: `out` is something else, holds a cache of other pictures or of another
             encoder, or is in use; or the disk cannot hold the cache.
     """
@@ -101,6 +102,7 @@ def encode(
     where = pick_device(device)
     autoencoder = load_rae(rae, where, reporter)
     source = open_pictures(data, autoencoder.config.image_size)
+    check_count(source)
     rows = _shards(source, autoencoder.latent_shape)
     plan = _plan(data, source, autoencoder, dtype, tuple(rows))
     with held(out):

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from driftrae_cli.data.reading import BadFiles, read_batches
+from driftrae_cli.data.sources import ImageSource
 from driftrae_cli.engine.build import DataConfig
 from driftrae_cli.engine.latent_data import check_data_exists, decode_workers, open_pictures
 from driftrae_cli.engine.latents import (
@@ -19,7 +20,7 @@ from driftrae_cli.engine.latents import (
 from driftrae_cli.engine.load import load_rae
 from driftrae_cli.engine.report import Reporter
 from driftrae_cli.engine.runtime import pick_device
-from driftrae_cli.errors import OutputError
+from driftrae_cli.errors import NumericsError, OutputError
 from driftrae_cli.models.statistics import Statistics, save_statistics
 
 
@@ -59,6 +60,16 @@ class StatisticsResult:
     deviation: float
 
 
+def check_count(source: ImageSource) -> None:
+    """Check that pictures can have statistics, before any of them is encoded.
+
+    Raises:
+        NumericsError: there is only one.
+    """
+    if len(source) < 2:
+        raise NumericsError(f"{source.name(0)}: latent statistics need at least 2 samples, got 1")
+
+
 def _prepare(out: Path, overwrite: bool) -> None:
     if out.is_dir():
         raise OutputError(f"--out {out}: is a folder; name a file")
@@ -77,6 +88,7 @@ def measure(
 
     Raises:
         DataError: pictures are missing or unreadable.
+        NumericsError: fewer than two pictures.
         OutputError: `out` exists and `overwrite` is off, or it cannot be written.
     """
     _prepare(out, overwrite)
@@ -84,6 +96,7 @@ def measure(
     where = pick_device(device)
     autoencoder = load_rae(rae, where, reporter)
     source = open_pictures(data, autoencoder.config.image_size)
+    check_count(source)
     bad = BadFiles(data.max_bad, reporter.message)
     moments = LatentMoments()
     reporter.start("latent statistics", len(source))

@@ -16,8 +16,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from driftrae_cli.data.folder import FolderSource
 from driftrae_cli.data.reading import BadFile, BadFiles, read_batches
-from driftrae_cli.data.sources import ImageSource, open_source
+from driftrae_cli.data.sources import ImageSource, ShapesSource, open_source
 from driftrae_cli.errors import DataError
 
 Picture = Callable[..., None]
@@ -102,6 +103,41 @@ def test_bad_rows_are_left_out(source: ImageSource) -> None:
     assert second[0].shape == (0, 3, 8, 8)
     assert list(bad.found) == [source.name(1), source.name(3)]
     assert bad.found[source.name(1)].reason == "not a readable picture (of no known format)"
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_bad_row_does_not_have_the_others_read_twice(
+    source: ImageSource, monkeypatch: pytest.MonkeyPatch, flip: bool
+) -> None:
+    folder = str(Path(source.name(0)).parents[1])
+    read, asked = FolderSource.read, list[int]()
+
+    def noted(pictures: FolderSource, row: int) -> Tensor:
+        asked.append(row)
+        return read(pictures, row)
+
+    monkeypatch.setattr(FolderSource, "read", noted)
+    batches = read_batches(
+        open_source(folder, 8, flip=flip), [[0, 2, 1, 4]],
+        workers=0, substitute=False, bad=BadFiles(1, print),
+    )  # fmt: skip
+    assert [rows for _, rows in batches] == [[0, 2, 4]]
+    assert asked == [0, 2, 1, 4]
+
+
+def test_shapes_are_still_drawn_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[list[int]]()
+    draw = ShapesSource.read_many
+
+    def noted(shapes: ShapesSource, rows: list[int]) -> Tensor:
+        asked.append(list(rows))
+        return draw(shapes, rows)
+
+    monkeypatch.setattr(ShapesSource, "read_many", noted)
+    for flip in (False, True):
+        drawn = open_source("shapes", 32, per_class=2, flip=flip)
+        list(read_batches(drawn, [[3, 1, 2]], workers=0, substitute=False, bad=BadFiles(0, print)))
+    assert asked == [[3, 1, 2]] * 2
 
 
 def test_bad_rows_give_way_to_the_next_of_their_class(source: ImageSource) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from driftrae_cli.data.crop import NOT_READ, SUFFIXES
 from driftrae_cli.data.shapes import render
 from driftrae_cli.data.sources import ImageSource, open_source, read_many
 from driftrae_cli.errors import DataError
@@ -146,10 +147,38 @@ def test_pictures_deeper_still_are_not_lost(folder: Path, picture: Picture, name
     assert refusal(folder).startswith(f"{deep.parent}: pictures two folders deep")
 
 
+def test_a_deep_folder_that_cannot_be_read_is_not_passed_over(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = folder / "ant" / "b" / "c"
+    deep.mkdir(parents=True)
+    scandir = os.scandir
+
+    def refuse(path: str):  # type: ignore[no-untyped-def]
+        if str(path) == str(deep):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert refusal(folder) == f"{deep}: cannot be read (Permission denied)"
+
+
 def test_a_pipe_is_no_picture(folder: Path) -> None:
     count = len(open_source(str(folder), 8))
     os.mkfifo(folder / "ant" / "pipe.png")
+    (folder / "ant" / "link.png").symlink_to("pipe.png")
     assert len(open_source(str(folder), 8)) == count
+    (folder / "ant" / "picture.png").symlink_to("../cat/x.PNG")
+    assert len(open_source(str(folder), 8)) == count + 1
+
+
+def test_links_in_a_circle_are_unreadable_pictures(folder: Path) -> None:
+    for name in ("ant/2.png", "ant/not-a-picture", "nowhere"):
+        (folder / name).symlink_to(Path(name).name)
+    source = open_source(str(folder), 8)
+    assert len(source) == 7
+    with pytest.raises(DataError, match=r"2\.png: cannot be read \(Too many levels"):
+        source.read(2)
 
 
 def test_pictures_beside_the_class_folders_are_not_lost(folder: Path, picture: Picture) -> None:
@@ -163,6 +192,17 @@ def test_pictures_of_kinds_that_are_not_read_are_not_lost(folder: Path, name: st
     assert refusal(folder).startswith(
         f"{folder}/ant: {name}: pictures of this kind are not read, only .jpg, .jpeg"
     )
+
+
+def test_every_kind_of_picture_is_read_or_refused() -> None:
+    """Of those that Pillow knows; its others are documents, films, maps and icons."""
+    Image.init()
+    kinds = {"JPEG", "JPEG2000", "AVIF", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF",
+             "TGA", "PPM", "PCX", "PSD", "SGI", "SUN", "DDS", "QOI"}  # fmt: skip
+    endings = {end for end, kind in Image.registered_extensions().items() if kind in kinds}
+    assert endings >= {".jpe", ".pnm", ".vst"}
+    assert endings <= {*SUFFIXES, *NOT_READ}
+    assert not {*SUFFIXES} & {*NOT_READ}
 
 
 def test_what_is_no_source_is_refused(tmp_path: Path) -> None:

@@ -457,9 +457,9 @@ def test_a_shard_that_was_made_anew_leaves_the_cache_what_it_was(
 def test_how_the_folder_is_written_does_not_change_a_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _folder(tmp_path / "pictures", damaged=0)
+    _folder(tmp_path / "pictures", damaged=1)
     monkeypatch.chdir(tmp_path)
-    data = DataConfig(source="pictures"), DataConfig(source="./pictures")
+    data = [DataConfig(source=name, max_bad=1) for name in ("pictures", "./pictures")]
     spelled = [_encode(tmp_path / f"cache{k}", each).out for k, each in enumerate(data)]
     one, other = (LatentCache.open(out) for out in spelled)
     assert one.fingerprint == other.fingerprint
@@ -515,5 +515,19 @@ def test_one_picture_has_no_variance(tmp_path: Path) -> None:
     folder = tmp_path / "one"
     folder.mkdir()
     Image.new("RGB", (32, 32)).save(folder / "a.png")
-    with pytest.raises(NumericsError, match="at least 2 samples, got 1"):
+    with pytest.raises(NumericsError, match=r"a\.png: .* at least 2 samples, got 1"):
         _encode(tmp_path / "cache", DataConfig(source=str(folder)))
+    assert not (tmp_path / "cache").exists(), "nothing has been encoded"
+    assert _encode(tmp_path / "cache", DataConfig(source=str(folder), flip=True)).latents == 2
+
+
+def test_which_pictures_a_cache_lacks_is_part_of_what_it_is(tmp_path: Path) -> None:
+    data, found = DataConfig(source=str(tmp_path / "pictures"), max_bad=1), []
+    for damaged in (0, 1):
+        folder = _folder(tmp_path / "pictures", damaged=0)
+        path = sorted(folder.glob("class3/*.png"))[damaged]
+        path.write_bytes(bytes(path.stat().st_size))  # of the same size: the same data set
+        found.append(LatentCache.open(_encode(tmp_path / f"cache{damaged}", data).out))
+    assert found[0].index.settings == found[1].index.settings
+    assert found[0].index.shards == found[1].index.shards
+    assert found[0].fingerprint != found[1].fingerprint

@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from driftrae_cli.config.schema import DataConfig
 from driftrae_cli.engine.report import NullReporter
 from driftrae_cli.engine.statistics import measure
-from driftrae_cli.errors import DataError, OutputError
+from driftrae_cli.errors import DataError, NumericsError, OutputError
+from driftrae_cli.models.rae import RAE
 
 
 def _measure(out: Path, rae: str, overwrite: bool = False) -> None:
@@ -38,6 +40,19 @@ def test_pictures_are_looked_for_before_an_autoencoder_is_fetched(tmp_path: Path
     with pytest.raises(DataError, match="nowhere: no such file or folder"):
         measure(
             data, "there-is-no-such-rae", tmp_path / "s.safetensors",
+            overwrite=False, reporter=NullReporter(), device="cpu",
+        )  # fmt: skip
+
+
+def test_one_picture_is_refused_before_it_is_encoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RAE, "features", None)
+    (tmp_path / "one").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "one" / "a.png")
+    with pytest.raises(NumericsError, match="at least 2 samples, got 1"):
+        measure(
+            DataConfig(source=str(tmp_path / "one")), "shapes-rae", tmp_path / "s.safetensors",
             overwrite=False, reporter=NullReporter(), device="cpu",
         )  # fmt: skip
 
