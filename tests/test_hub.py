@@ -207,6 +207,48 @@ def test_weights_in_folders_below_are_named(stand_in, capfd, caplog):
     assert caplog.records == [] and capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("before", [None, "b.pt", "sub/c.pt", "a.safetensors"])
+@pytest.mark.parametrize("within", ["", "/in"])
+def test_what_a_repository_means_does_not_depend_on_what_is_in_the_cache(on_hub, before, within):
+    folder = within.removeprefix("/") + "/" * bool(within)
+    names = {"a.safetensors": CONTENT, "b.pt": b"pickle", "sub/c.pt": b"pickle", "d.md": b"words"}
+    on_hub.repos["me/two"] = {f"{folder}{name}": content for name, content in names.items()}
+    if before:
+        locate(f"hf://me/two{within}/{before}")
+    found = locate(f"hf://me/two{within}")
+    weights = [p for p in found.iterdir() if p.suffix] if found.is_dir() else [found]
+    assert [path.name for path in weights] == ["a.safetensors"]
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("config", [False, True])
+def test_a_repository_with_one_pickled_file_is_that_file(on_hub, monkeypatch, before, config):
+    from huggingface_hub import constants
+
+    on_hub.repos["fmt/pt"] = {"ckpt.pt": CONTENT, **({"config.json": b"{}"} if config else {})}
+    if before:
+        locate("hf://fmt/pt/ckpt.pt")
+    found = locate("hf://fmt/pt")
+    assert (found / "ckpt.pt").read_bytes() == CONTENT
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert locate("hf://fmt/pt") == found
+
+
+def test_several_pickled_files_are_a_choice_whatever_is_in_the_cache(on_hub):
+    on_hub.repos["me/many"] = {"a.pt": CONTENT, "b.pt": b"other"}
+    text = "hf://me/many: is a folder; name a file (weights in it: a.pt, b.pt)"
+    assert refusal("hf://me/many", HubError, locate) == text
+    locate("hf://me/many/a.pt")
+    assert refusal("hf://me/many", HubError, locate) == text
+
+
+def test_a_folder_of_diffusers_stays_one(on_hub):
+    names = ("config.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+    on_hub.repos["sd/vae"] = dict.fromkeys(names, CONTENT)
+    locate("hf://sd/vae/diffusion_pytorch_model.bin")
+    assert locate("hf://sd/vae").is_dir()
+
+
 def test_an_empty_repository_is_not_taken_for_no_network(stand_in):
     stand_in.repos["org/hollow"] = {}
     text = refusal("hf://org/hollow", HubError, locate)
@@ -511,6 +553,28 @@ def test_full_disk(stand_in, monkeypatch):
     assert text.endswith("Make room there, or set HF_HOME to another place.")
 
 
+@pytest.mark.parametrize(
+    "reference", ["hf://org/open", "hf://org/open/w.safetensors", "hf://o/big"]
+)
+@pytest.mark.parametrize(
+    ("home", "reason"),
+    [("{tmp}/words", "Not a directory"), ("/proc/nowhere", "No such file or directory")],
+)
+def test_a_home_that_is_no_folder(
+    on_hub, patient, monkeypatch, tmp_path, capfd, caplog, reference, home, reason
+):
+    from huggingface_hub import constants
+
+    on_hub.repos["o/big"] = {"w.safetensors": LARGE}
+    (tmp_path / "words").write_text("words")
+    cache = f"{home.format(tmp=tmp_path)}/hub"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", cache)
+    text = refusal(reference, HubError, locate)
+    assert f"the folder of downloads cannot take it: {cache} ({reason})." in text
+    assert text.endswith("or set HF_HOME to another place.")
+    assert caplog.records == [] and capfd.readouterr().err == ""
+
+
 def test_progress_is_shown_on_stderr(stand_in, environment):
     """In a terminal; the client keeps quiet elsewhere."""
     stand_in.repos["org/big"] = {"w.safetensors": LARGE}
@@ -543,6 +607,22 @@ def test_upload(stand_in, student, monkeypatch):
     assert stand_in.tokens == {None}
     assert stand_in.created == {"me/student": True}
     assert resolve("hf://me/student/student.safetensors").sha256 == SHA256
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_upload_without_network(stand_in, student, monkeypatch, patient, offline):
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    if not offline:
+        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    with pytest.raises(HubError) as caught:
+        upload(student, HubPlace("me/student"), private=True, message="A student")
+    text = str(caught.value)
+    assert text.startswith(f"hf://me/student: the Hub ({constants.ENDPOINT}) cannot be reached (")
+    assert "Check the network, its proxy and HF_HUB_OFFLINE, and run" in text
+    assert stand_in.repos == {}
 
 
 def test_upload_needs_an_account(stand_in, student, monkeypatch):

@@ -76,6 +76,7 @@ def convert_files(
         WeightsError: a source that cannot be read, or parts that do not belong together.
         ConfigError: options that do not go with this source.
         OutputError: `out` exists, or cannot be written.
+        HubError: a file in the Hub's cache is damaged.
     """
     _prepare(out, overwrite)
     read = read_container(source)
@@ -96,6 +97,8 @@ def convert_files(
         **_teacher_entries(found),
     }
     if found.layout == FORMAT:
+        for _, path in files:
+            LocalFile.at(path).checked()
         header |= {"copied_from": given.pop("source"), **given}
         _copy(read, found, header, out)
     else:

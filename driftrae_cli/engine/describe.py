@@ -122,6 +122,7 @@ def describe(path: Path, *, heads: int | None = None) -> Description:
         WeightsError: missing or damaged, or not plain tensors.
         DataError: an array file that is damaged or holds objects; a cache of latents with a
             damaged index.
+        HubError: a file in the Hub's cache is damaged.
     """
     if path.suffix == _ARRAYS and path.is_file():
         return _arrays(path)

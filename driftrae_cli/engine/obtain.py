@@ -53,7 +53,7 @@ def obtain(reference: str, reporter: Reporter) -> LocalFile:
 
     Raises:
         WeightsError: there is no such thing, or it is nothing that can be read.
-        HubError: the Hub does not give it.
+        HubError: the Hub does not give it, or what came from there is damaged by now.
         OutputError: the cache cannot be written.
     """
     known = KNOWN.get(reference)
@@ -76,7 +76,7 @@ def obtain(reference: str, reporter: Reporter) -> LocalFile:
         return _converted(sources, reporter)
     if reference.startswith(HUB) and model == path:
         _locate_partner(reference, header.get("rae"))
-    return LocalFile.at(model)
+    return LocalFile.at(model).checked()  # a damaged network draws pictures all the same
 
 
 def find(reference: str, reporter: Reporter) -> Path:

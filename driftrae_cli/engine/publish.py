@@ -73,8 +73,13 @@ def publish(
         ConfigError: `run` is no finished distillation.
         WeightsError: the student is damaged, or its autoencoder is not where it says.
         OutputError: the folder holds something else, or cannot be written.
-        HubError: nobody is logged in, or the Hub does not take it.
+        HubError: `reference` is something else, nobody is logged in, or the Hub does not take it.
     """
+    if not reference.startswith(HUB):
+        raise HubError(
+            f"{reference}: write the repository as hf://org/name. If a folder is meant, add "
+            f"--dry-run --out {reference} to that; then nothing is uploaded."
+        )
     place = parse(reference)
     if place.path or place.revision:
         raise HubError(f"{reference}: a student gets a repository of its own; write hf://org/name")

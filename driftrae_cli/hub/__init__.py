@@ -40,8 +40,8 @@ __all__ = [
 ]
 
 # Of what these warn of, our own messages say what matters; retries are told by another.
-for _name in ("huggingface_hub._snapshot_download", "huggingface_hub.file_download"):
-    logging.getLogger(_name).setLevel(logging.ERROR)
+for _name in ("_snapshot_download", "_tree_cache", "file_download"):
+    logging.getLogger(f"huggingface_hub.{_name}").setLevel(logging.ERROR)
 
 _SHAPES = Path(__file__).parents[1] / "assets" / "shapes"
 
@@ -57,13 +57,15 @@ BUILT_IN = {
 # What loading needs of a folder; pickled files only where nothing better is.
 _LOADED = ("config.json", "config.yaml", "*.safetensors", "*.safetensors.index.json")
 _PICKLED = ("pytorch_model.bin", "diffusion_pytorch_model.bin")
+_DIFFUSERS = "diffusion_pytorch_model."  # its readers take a folder, and find the file themselves
 
 
 def locate(reference: str, known: Collection[str] = ()) -> Path:
     """Find the file or folder that `reference` names, downloading it if it is on the Hub.
 
     Of a whole repository or a folder in one, only what loading needs is downloaded: weights
-    and configuration, no sub-folders.
+    and configuration, no sub-folders. Where one file in it is all that can be meant, and others
+    have been downloaded before, it is that file.
 
     Args:
         reference: see above.
@@ -93,7 +95,7 @@ def resolve(reference: str) -> LocalFile:
     if reference.startswith(HUB):
         place = parse(reference)
         if not place.path:
-            names = files_in(place) or [path.name for path in _folder(place).iterdir()]
+            names = files_in(place) or _names_in(_folder(place))
             raise HubError(f"{reference}: {name_a_file(names)}")
         return LocalFile.at(_file(place))
     path = locate(reference)
@@ -143,11 +145,33 @@ def _folder(place: HubPlace) -> Path:
     folder = _snapshot(place, _LOADED)
     if not any(folder.glob("*.safetensors")):
         folder = _snapshot(place, (*_LOADED, *_PICKLED))
+    told = files_in(place)
+    meant = _meant([name for name in told or _names_in(folder) if "/" not in name])
+    only = meant[0] if len(meant) == 1 else None
+    if only and not (folder / only).is_file():
+        folder = _file(replace(place, path=f"{place.path}/{only}".lstrip("/"))).parent
     if not folder.is_dir():
         raise HubError(f"{place}: {_why_nothing_came(place)}")
-    if not weights_among(os.listdir(folder)) and weights_among(names := files_in(place)):
-        raise HubError(f"{place}: {name_a_file(names)}")
-    return folder
+    if not meant and weights_among(told):
+        raise HubError(f"{place}: {name_a_file(told)}")
+    # What else was downloaded before lies there, too, and must make no difference.
+    if only is None or only.startswith(_DIFFUSERS) or weights_among(_names_in(folder)) == [only]:
+        return folder
+    return folder / only
+
+
+def _names_in(path: Path) -> list[str]:
+    """Of the files in a folder, or of those beside a file; none if it is not there."""
+    folder = path.parent if path.is_file() else path
+    return os.listdir(folder) if folder.is_dir() else []
+
+
+def _meant(names: Collection[str]) -> list[str]:
+    """Files of weights that a folder of these means; none if it leaves a choice."""
+    weights = weights_among(names)
+    safe = [name for name in weights if name.endswith(".safetensors")]
+    usual = [name for name in weights if name in _PICKLED]
+    return safe or usual or (weights if len(weights) == 1 else [])
 
 
 def _why_nothing_came(place: HubPlace) -> str:

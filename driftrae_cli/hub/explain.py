@@ -13,11 +13,14 @@ from driftrae_cli.hub.places import HubPlace, name_a_file
 LOG_IN = "log in with 'hf auth login' or set HF_TOKEN"
 _UNWRITABLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES),
-    *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR),  # HF_HOME is no folder
+    *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOENT),  # HF_HOME cannot be a folder
 )
 
 # By name: which HTTP library the client uses depends on its version.
-_NO_CONNECTION = ("ConnectError", "ConnectTimeout", "ConnectionError", "OfflineModeIsEnabled")
+_NO_CONNECTION = (
+    *("ConnectError", "ConnectTimeout", "ConnectionError", "ProxyError"),
+    "OfflineModeIsEnabled",
+)
 
 
 class FolderError(HubError):

@@ -45,6 +45,16 @@ class LocalFile:
         vars(file)["sha256"] = sha256  # where the property keeps it
         return file
 
+    def checked(self) -> "LocalFile":
+        """Itself, when it is what the Hub says; where that says nothing, nothing is read.
+
+        Raises:
+            HubError: it is something else.
+        """
+        if self.expected_sha256:
+            _ = self.sha256
+        return self
+
     @cached_property
     def sha256(self) -> str:
         """Of its content, in hexadecimal; computed when asked for, since files are large.

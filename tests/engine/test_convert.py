@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from driftrae_cli.data.latent_cache import CacheIndex, Shard
 from driftrae_cli.engine.convert import class_names, convert_files
 from driftrae_cli.engine.describe import describe
 from driftrae_cli.errors import ConfigError, DataError, OutputError, WeightsError
@@ -366,3 +367,44 @@ def test_damaged_compressed_arrays(tmp_path):
     (tmp_path / "a.npz").write_bytes(content)
     with pytest.raises(DataError, match="damaged or no array file"):
         describe(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_description_of_a_cache_of_latents(tmp_path, finished):
+    shards = (
+        Shard("class-00000-000.safetensors", 0, 5),
+        Shard("class-00001-000.safetensors", 1, 3),
+    )
+    index = CacheIndex(
+        source="photos",
+        settings={"picture size": "32"},
+        class_names=("cat", "dog"),
+        numbered=False,
+        latent_shape=(8, 4, 2),
+        dtype="int8",
+        shards=shards,
+        skipped=("photos/bad.png",),
+        finished=finished,
+    )
+    (tmp_path / "index.json").write_text(index.dump())
+    found = describe(tmp_path)
+    assert (found.kind, found.latent, found.tensors) == ("latents", (8, 4, 2), 2)
+    assert (found.problem is None) == finished
+    assert {row.entry: row.value for row in found.metadata} == {
+        "classes": "2",
+        "latents": "8",
+        "picture size": "32",
+        "skipped": "1",
+        "source": "photos",
+    }
+    shown = [(row.name, row.shape, row.dtype) for row in found.listed]
+    assert shown == [(shards[0].file, "5x8x4x2", "int8"), (shards[1].file, "3x8x4x2", "int8")]
+    assert [(row.file, row.sha256) for row in found.files] == [
+        ("index.json", _sha256(tmp_path / "index.json"))
+    ]
+
+
+def test_description_of_a_damaged_cache(tmp_path):
+    (tmp_path / "index.json").write_text("{}")
+    with pytest.raises(DataError, match="not the index of a latent cache"):
+        describe(tmp_path)

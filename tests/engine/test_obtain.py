@@ -508,6 +508,22 @@ def test_damaged_downloads_are_not_copied(student, reporter, tmp_path, name):
     assert not (tmp_path / "to" / "my-student.safetensors").exists()
 
 
+@pytest.mark.parametrize("name", ["student.safetensors", "rae.safetensors"])
+def test_damaged_downloads_are_not_used(student, reporter, tmp_path, name):
+    """Nor copied by a conversion, which has nothing to convert."""
+    path = hub.locate(f"hf://me/my-student/{name}")
+    content = path.read_bytes()
+    path.resolve().write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    for use in (
+        lambda: obtain(f"hf://me/my-student/{name}", reporter),
+        lambda: obtain(str(path), reporter),
+        lambda: convert_files(path, tmp_path / "x.safetensors"),
+    ):
+        with pytest.raises(HubError, match=f"Delete {path.resolve()} and run again"):
+            use()
+    assert not (tmp_path / "x.safetensors").exists()
+
+
 def test_the_model_of_a_repository_is_found(student, reporter):
     assert find("hf://me/my-student", reporter).name == "student.safetensors"
 

@@ -419,3 +419,13 @@ def test_nothing_is_removed_when_something_is_damaged(run, what):
     file.write_bytes(file.read_bytes()[:-10] if file.exists() else b"{")
     refusal(DriftraeError, run)
     assert {path.name: path.read_bytes() for path in (run / "hub").iterdir()} == before
+
+
+@pytest.mark.parametrize("reference", ["runs/hub", "./hub", "me/my-student"])
+def test_a_path_is_no_repository(run, stand_in, monkeypatch, reference):
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    stand_in.writers.add("hf_writer")
+    text = refusal(HubError, run, reference, dry_run=False)
+    assert text.startswith(f"{reference}: write the repository as hf://org/name. ")
+    assert f" --dry-run --out {reference} " in text
+    assert stand_in.repos == {} and not (run / "hub").exists()
