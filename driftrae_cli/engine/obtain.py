@@ -3,8 +3,6 @@
 Converted files are kept in a cache, by the content of what they were made from.
 """
 
-import hashlib
-import json
 import os
 import re
 import shutil
@@ -18,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from driftrae_cli.engine.catalogue import KNOWN, Known
 from driftrae_cli.engine.convert import convert_files
+from driftrae_cli.engine.digest import digest_of
 from driftrae_cli.engine.report import Reporter
 from driftrae_cli.errors import ConfigError, HubError, OutputError, WeightsError
 from driftrae_cli.files import atomic_file
@@ -189,10 +188,8 @@ class _Sources:
         So have equal files from two places, as the header says where they are from.
         """
         hashes = {n: file.expected_sha256 or file.sha256 for n, file in self.files.items()}
-        made_of = json.dumps(
-            [_CONVERSION, self.input_size, dict(self.metadata), hashes], sort_keys=True
-        )
-        digest = hashlib.sha256(made_of.encode()).hexdigest()[:_DIGITS]
+        made_of = [_CONVERSION, self.input_size, dict(self.metadata), hashes]
+        digest = digest_of(made_of)[:_DIGITS]
         return cache_folder() / f"{model_name(self.reference)}-{digest}.safetensors"
 
 

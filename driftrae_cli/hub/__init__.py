@@ -151,7 +151,7 @@ def _folder(place: HubPlace) -> Path:
     if only and not (folder / only).is_file():
         folder = _file(replace(place, path=f"{place.path}/{only}".lstrip("/"))).parent
     if not folder.is_dir():
-        raise HubError(f"{place}: {_why_nothing_came(place)}")
+        raise HubError(f"{place}: {_why_nothing_came(place, told)}")
     if not meant and weights_among(told):
         raise HubError(f"{place}: {name_a_file(told)}")
     # What else was downloaded before lies there, too, and must make no difference.
@@ -174,11 +174,12 @@ def _meant(names: Collection[str]) -> list[str]:
     return safe or usual or (weights if len(weights) == 1 else [])
 
 
-def _why_nothing_came(place: HubPlace) -> str:
+def _why_nothing_came(place: HubPlace, told: Collection[str]) -> str:
+    if told:
+        return name_a_file(told)
     if told_files(place) is None:
         return out_of_reach()
-    names = files_in(place)
-    return name_a_file(names) if names else f"the repository holds no files there; see {place.page}"
+    return f"the repository holds no files there; see {place.page}"
 
 
 def _snapshot(place: HubPlace, patterns: Collection[str]) -> Path:
